@@ -1,0 +1,1 @@
+"""Speech recognition with adaptively sparse and monotonic attention for Hugging Face Transformers."""
