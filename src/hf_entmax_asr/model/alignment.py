@@ -1,0 +1,261 @@
+"""Monotonic alignment as pure functions: expected, for training, and hard, for decoding.
+
+A head walks over the audio positions j from where it stopped last; at each it stops with probability σ(energy). One
+rule serves training and decoding: nobody passes the last real position, where the energy is +∞ (`preserve_mass`);
+padding has energy −∞.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .entmax import softmax
+
+LOG_HALF = -0.6931471805599453
+
+
+def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
+    """Probability that a head which stops at each position with probability σ(energy) stops there for each token.
+
+    The recurrence of Raffel et al. 2017 (arXiv 1704.00784, eq. 8-10), with p = σ(e):
+
+        q_ij = q_{i,j−1} (1 − p_{i,j−1}) + α_{i−1,j},    α_ij = p_ij q_ij,
+
+    taken along the anti-diagonals i + j, each of which depends only on the one before: U + S − 1 vector steps, stable
+    for any energies. (The closed form with cumulative products, common in toolkits, loses alignment mass.)
+
+    Args:
+        energy: (B, H, U, S), any floating dtype; ±∞ allowed. Computed in float32 for half precision.
+        source_mask: (B, S) boolean, true where real; elsewhere nothing stops.
+        previous: (B, H, S) alignment of the token before the first; by default every head starts at position 0.
+
+    Returns:
+        (B, H, U, S) in the dtype of `energy`. Row sums are at most 1; what is missing passed the last position.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if energy.dim() != 4:
+        raise ValueError(f"energy has shape {tuple(energy.shape)}; it must be (batch, heads, targets, positions).")
+    batch, heads, targets, positions = energy.shape
+    energy = mask_energy(energy, source_mask)
+    if previous is None:
+        previous = F.one_hot(energy.new_zeros(batch, heads, dtype=torch.long), positions).to(energy.dtype)
+    elif previous.shape != (batch, heads, positions):
+        raise ValueError(f"previous has shape {tuple(previous.shape)}; it must be {(batch, heads, positions)}.")
+    flat = _expected_alignment(energy.reshape(-1, targets, positions), previous.reshape(-1, positions))
+    return flat.view(batch, heads, targets, positions)
+
+
+def mask_energy(energy: Tensor, source_mask: Tensor | None) -> Tensor:
+    """`energy` (B, H, U, S) with −∞ where `source_mask` (B, S) is false."""
+    if source_mask is None:
+        return energy
+    if source_mask.shape != (energy.shape[0], energy.shape[-1]) or source_mask.dtype != torch.bool:
+        raise ValueError(
+            f"source_mask is {source_mask.dtype} of shape {tuple(source_mask.shape)}; for energies of shape "
+            f"{tuple(energy.shape)} it must be boolean of shape {(energy.shape[0], energy.shape[-1])}, true where real."
+        )
+    return energy.masked_fill(~source_mask[:, None, None, :], -torch.inf)
+
+
+@torch.compiler.disable  # U + S − 1 small steps: a graph of them compiles slowly and gains nothing
+def _expected_alignment(energy: Tensor, previous: Tensor) -> Tensor:
+    return _ExpectedAlignment.apply(energy, previous)
+
+
+class _ExpectedAlignment(torch.autograd.Function):
+    """Anti-diagonal recurrence on energies (N, U, S); its backward runs the same lattice in reverse.
+
+    Adjoints, g = ∂loss/∂α:  ā_ij = g_ij + q̄_{i+1,j},  q̄_ij = ā_ij σ(e) + q̄_{i,j+1} σ(−e),
+    ē_ij = σ(e) σ(−e) q_ij (ā_ij − q̄_{i,j+1}).
+    """
+
+    @staticmethod
+    def forward(ctx, energy: Tensor, previous: Tensor) -> Tensor:
+        dtype = torch.float32 if energy.dtype in (torch.bfloat16, torch.float16) else energy.dtype
+        rows, targets, positions = energy.shape
+        e = _skew(energy.to(dtype), fill=-torch.inf)  # (D, N, U), D = U + S − 1 diagonals
+        stop, go = torch.sigmoid(e), torch.sigmoid(-e)  # σ(−e), never 1 − σ(e); outside the lattice 0 and 1
+        diagonals = e.shape[0]
+        # One more diagonal in front and one more token row, so that every neighbour exists.
+        q = e.new_zeros(diagonals + 1, rows, targets + 1)
+        alignment = e.new_zeros(diagonals + 1, rows, targets + 1)
+        alignment[:positions, :, 0] = previous.to(dtype).T
+        for d in range(diagonals):
+            if d:
+                torch.mul(q[d, :, 1:], go[d - 1], out=q[d + 1, :, 1:])
+            q[d + 1, :, 1:] += alignment[d, :, :-1]
+            torch.mul(q[d + 1, :, 1:], stop[d], out=alignment[d + 1, :, 1:])
+        ctx.save_for_backward(stop, go, q[1:, :, 1:])
+        ctx.positions, ctx.dtypes = positions, (energy.dtype, previous.dtype)
+        return _unskew(alignment[1:, :, 1:], positions).to(energy.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        stop, go, q = ctx.saved_tensors
+        diagonals, rows, targets = stop.shape
+        g = _skew(grad.to(stop.dtype))
+        q_bar = stop.new_zeros(diagonals + 1, rows, targets + 1)  # q_bar[d, :, i] = q̄ of token i on diagonal d
+        difference = torch.empty_like(stop)  # ā_ij − q̄_{i,j+1}
+        for d in range(diagonals - 1, -1, -1):
+            right, below = q_bar[d + 1, :, :-1], q_bar[d + 1, :, 1:]
+            a_bar = g[d] + below
+            torch.sub(a_bar, right, out=difference[d])
+            torch.mul(a_bar, stop[d], out=q_bar[d, :, :-1])
+            q_bar[d, :, :-1].addcmul_(right, go[d])
+        energy_dtype, previous_dtype = ctx.dtypes
+        grad_energy = _unskew(difference * q * stop * go, ctx.positions).to(energy_dtype)
+        return grad_energy, q_bar[: ctx.positions, :, 0].T.to(previous_dtype)
+
+
+def _skew(x: Tensor, fill: float = 0.0) -> Tensor:
+    """(N, U, S) -> (D, N, U) with out[i + j, n, i] = x[n, i, j] and `fill` outside the lattice."""
+    rows, targets, positions = x.shape
+    padded = F.pad(x, (0, targets), value=fill).reshape(rows, -1)  # rows of S + U, cut to S + U − 1: each shifts by one
+    diagonals = targets + positions - 1
+    return padded[:, : targets * diagonals].view(rows, targets, diagonals).permute(2, 0, 1).contiguous()
+
+
+def _unskew(x: Tensor, positions: int) -> Tensor:
+    """Inverse of `_skew`."""
+    diagonals, rows, targets = x.shape
+    flat = F.pad(x.permute(1, 2, 0).reshape(rows, targets * diagonals), (0, targets))
+    return flat.view(rows, targets, positions + targets)[:, :, :positions].contiguous()
+
+
+def expected_soft_attention(
+    alignment: Tensor, energy: Tensor, chunk_size: int | None = None, source_mask: Tensor | None = None
+) -> Tensor:
+    """Expected attention weights when, from where a head stops, a soft window looks back.
+
+        β_ij = Σ_k α_ik softmax(u_i over the window that ends at k)_j
+
+    with a window of `chunk_size` positions (MoChA, Chiu and Raffel 2018, arXiv 1712.05382, eq. 7) or of everything up
+    to k for None (MILK, Arivazhagan et al. 2019, arXiv 1906.05218, eq. 8).
+
+    Args:
+        alignment: (B, H, U, S) from `expected_alignment`.
+        energy: (B, H, U, S) scores u of the soft window.
+        chunk_size: window width w >= 1, or None.
+        source_mask: (B, S) boolean, true where real.
+
+    Returns:
+        (B, H, U, S) weights with the row sums of `alignment`, in its dtype; float32 inside for half precision.
+
+    Raises:
+        ValueError: chunk_size below 1, or shapes that do not fit.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size = {chunk_size} must be at least 1, or None for infinite lookback.")
+    if alignment.shape != energy.shape:
+        raise ValueError(f"alignment {tuple(alignment.shape)} and energy {tuple(energy.shape)} differ in shape.")
+    if chunk_size == 1:
+        return alignment
+    dtype = torch.float32 if alignment.dtype in (torch.bfloat16, torch.float16) else alignment.dtype
+    soft = _lookback if chunk_size is None else _chunkwise
+    # A finite stand-in for −∞, relative to the row, keeps every difference of energies defined.
+    u = mask_energy(energy.to(dtype), source_mask).clamp(min=-1e30)
+    return soft(alignment.to(dtype), u, chunk_size).to(alignment.dtype)
+
+
+def _chunkwise(alignment: Tensor, u: Tensor, width: int) -> Tensor:
+    positions = u.shape[-1]
+    windows = F.pad(u, (width - 1, 0), value=-torch.inf).unfold(-1, width, 1)  # (..., S, w), window k ends at k
+    shares = torch.softmax(windows, -1) * alignment.unsqueeze(-1)  # what stopping at k sends to each of its window
+    # Position j sits in window k at offset j − k + w − 1: move every offset into place and add.
+    beta = torch.zeros_like(alignment)
+    for offset in range(width):
+        back = width - 1 - offset
+        if back < positions:
+            beta = beta + F.pad(shares[..., back:, offset], (0, back))
+    return beta
+
+
+@torch.compiler.disable
+def _lookback(alignment: Tensor, u: Tensor, _width: None) -> Tensor:
+    # β_j = e^(u_j) Σ_{k>=j} α_k / Z_k with Z_k = Σ_{l<=k} e^(u_l). For R_j = Z_j Σ_{k>=j} α_k / Z_k that is a recurrence,
+    # linear in α, whose factors never exceed 1: R_j = α_j + R_{j+1} Z_j / Z_{j+1}, β_j = e^(u_j) R_j / Z_j.
+    log_z = torch.logcumsumexp(u, -1)
+    shrink = torch.exp(log_z[..., :-1] - log_z[..., 1:])
+    rest = [alignment[..., -1]]
+    for j in range(u.shape[-1] - 2, -1, -1):
+        rest.append(alignment[..., j] + rest[-1] * shrink[..., j])
+    return torch.exp(u - log_z) * torch.stack(rest[::-1], -1)
+
+
+def hard_alignment(
+    energy_row: Tensor,
+    start: Tensor,
+    source_mask: Tensor | None = None,
+    rule: str = "threshold",
+    streaming: bool = False,
+) -> Tensor:
+    """Where each head stops for one token: the first position from `start` on that fires.
+
+    Args:
+        energy_row: (B, H, S) energies of one token.
+        start: (B, H) integer, the position of the token before (staying there is allowed).
+        source_mask: (B, S) boolean, true where real.
+        rule: "threshold": fires at the first energy >= 0, that is σ(e) >= 1/2. "cumulative": at the first position
+            where 1 − Π(1 − σ(e)) since `start` reaches 1/2; equal to the threshold where σ(e) is 0 or 1, and earlier
+            where the probability is spread over several positions.
+        streaming: what happens where no position fires: offline (default) the head stops at the last real position;
+            streaming, the result is S, "wait for more audio".
+
+    Returns:
+        (B, H) integer, never left of `start`.
+    """
+    if rule not in ("threshold", "cumulative"):
+        raise ValueError(f"rule = {rule!r} is not known. Use 'threshold' or 'cumulative'.")
+    positions = energy_row.shape[-1]
+    energy = mask_energy(energy_row.unsqueeze(2), source_mask).squeeze(2)
+    index = torch.arange(positions, device=energy.device)
+    reachable = index >= start.unsqueeze(-1)
+    if rule == "threshold":
+        fires = energy >= 0
+    else:
+        passed = torch.where(reachable, F.logsigmoid(-energy.float()), 0.0).cumsum(-1)  # log Π(1 − p)
+        # Where p is 1/2 to rounding the threshold fires; so does this.
+        fires = passed <= LOG_HALF * (1 - 1e-6)
+    fires = fires & reachable
+    if source_mask is not None:
+        fires = fires & source_mask.unsqueeze(1)
+    first = fires.int().argmax(-1)
+    if streaming:
+        exhausted = torch.full_like(first, positions)
+    elif source_mask is None:
+        exhausted = torch.full_like(first, positions - 1)
+    else:
+        exhausted = last_position(source_mask).unsqueeze(1).expand_as(first)
+    stopped = torch.where(fires.any(-1), first, exhausted)
+    return torch.maximum(stopped, start.to(stopped.dtype))
+
+
+def last_position(source_mask: Tensor) -> Tensor:
+    """(B, S) boolean -> (B,) index of the last real position (0 where there is none)."""
+    return (source_mask.long().cumsum(-1) * source_mask).argmax(-1)
+
+
+def preserve_mass(energy: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    """`energy` (B, H, U, S) with +∞ at the last real position, so that no head runs off the end of the audio."""
+    index = torch.arange(energy.shape[-1], device=energy.device)
+    last = index[-1:] if source_mask is None else last_position(source_mask).view(-1, 1, 1, 1)
+    return energy.masked_fill(index == last, torch.inf)
+
+
+def soft_window(energy: Tensor, boundary: Tensor, chunk_size: int | None, source_mask: Tensor | None = None) -> Tensor:
+    """Weights (B, H, U, S) of heads that stopped at `boundary` (B, H, U): one-hot for width 1, else a softmax of
+    `energy` over the window that ends there."""
+    index = torch.arange(energy.shape[-1], device=energy.device)
+    end = boundary.unsqueeze(-1)
+    if chunk_size == 1:
+        return (index == end).to(energy.dtype)
+    inside = index <= end
+    if chunk_size is not None:
+        inside = inside & (index > end - chunk_size)
+    if source_mask is not None:
+        inside = inside & source_mask[:, None, None, :]
+    return softmax(energy, mask=inside)

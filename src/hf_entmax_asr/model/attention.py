@@ -1,0 +1,120 @@
+"""Multi-head attention whose weights come from a chosen transform, with one learned α per head where it is "entmax"."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import EncoderDecoderCache
+
+from .configuration_entmax_asr import EntmaxAsrConfig
+from .entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
+
+
+class AttentionTransform(nn.Module):
+    """Scores (B, H, T, S) -> weights, by the transform named `kind`; holds α for "entmax" (paper Sec. III-A)."""
+
+    def __init__(self, config: EntmaxAsrConfig, kind: str, num_heads: int):
+        super().__init__()
+        self.kind = kind
+        self.temperature = config.softmax_temperature
+        self.k = config.attention_topk
+        if kind == "entmax":
+            self.alpha_logit = nn.Parameter(torch.empty(num_heads))  # α = 1 + sigmoid(alpha_logit)
+            self.initial_alpha_logit = math.log((config.entmax_alpha_init - 1) / (2 - config.entmax_alpha_init))
+
+    def alpha(self) -> Tensor:
+        """(H,) the learned α of each head, always inside (1, 2)."""
+        return 1 + torch.sigmoid(self.alpha_logit.float())
+
+    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        match self.kind:
+            case "softmax":
+                return softmax(scores, self.temperature, mask=mask)
+            case "sparsemax":
+                return sparsemax(scores, mask=mask)
+            case "entmax15":
+                return entmax15(scores, mask=mask)
+            case "topk":
+                return topk_softmax(scores, self.k, mask=mask)
+            case _:
+                return entmax(scores, self.alpha().view(-1, 1, 1), mask=mask)
+
+
+class CrossHeadAttention(nn.Module):
+    """Weights over the heads' outputs, from the query (paper Sec. IV-C); our reading of its "cross-head attention".
+
+    The weights are scaled by H, so that equal ones leave the heads as they are.
+    """
+
+    def __init__(self, config: EntmaxAsrConfig, num_heads: int):
+        super().__init__()
+        self.score = nn.Linear(config.d_model, num_heads)
+        self.transform = AttentionTransform(config, config.cross_head_transform, num_heads=1)
+
+    def forward(self, hidden_states: Tensor, context: Tensor) -> Tensor:
+        weights = self.transform(self.score(hidden_states).unsqueeze(1)).squeeze(1)  # (B, U, H)
+        return context * (weights * weights.shape[-1]).transpose(1, 2).unsqueeze(-1)  # (B, H, U, D)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, T, C) -> (B, H, T, D)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D) -> (B, T, C)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class MultiHeadAttention(nn.Module):
+    """transform(Q Kᵀ / √D) V per head (paper eq. 1-3 with the transform in softmax's place).
+
+    Self-attention, or cross-attention when `encoder_hidden_states` is given. Never replaced by a fused softmax kernel.
+    """
+
+    def __init__(self, config: EntmaxAsrConfig, num_heads: int, transform: str, layer_idx: int, is_cross: bool = False):
+        super().__init__()
+        self.num_heads = num_heads
+        self.layer_idx = layer_idx
+        self.dropout = config.attention_dropout
+        self.scale = (config.d_model // num_heads) ** -0.5
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.transform = AttentionTransform(config, transform, num_heads)
+        if is_cross and config.cross_head_transform != "none":
+            self.cross_head = CrossHeadAttention(config, num_heads)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C), with a boolean mask that broadcasts to (B, H, T, S) -> output (B, T, C), weights (B, H, T, S)."""
+        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
+        weights = self.transform(query @ key.transpose(-1, -2) * self.scale, attention_mask)
+        context = F.dropout(weights, self.dropout, self.training).to(value.dtype) @ value  # (B, H, T, D)
+        if hasattr(self, "cross_head"):
+            context = self.cross_head(hidden_states, context)
+        return self.out_proj(merge_heads(context)), weights
+
+    def _keys_and_values(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None, past: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        source = hidden_states
+        if encoder_hidden_states is not None:
+            source = encoder_hidden_states
+            if past is not None and past.cross_attention_cache.get_seq_length(self.layer_idx) > 0:
+                layer = past.cross_attention_cache.layers[self.layer_idx]
+                return layer.keys, layer.values  # type: ignore[union-attr, return-value]
+        key = split_heads(self.k_proj(source), self.num_heads)
+        value = split_heads(self.v_proj(source), self.num_heads)
+        if past is not None:
+            cache = past.self_attention_cache if encoder_hidden_states is None else past.cross_attention_cache
+            key, value = cache.update(key, value, self.layer_idx)
+        return key, value

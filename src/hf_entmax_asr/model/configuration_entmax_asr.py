@@ -1,0 +1,246 @@
+"""Configuration of the EntmaxAsr model: every knob, validated once, with the section of the paper it stands for.
+
+"The paper" is Zhao et al., "Adaptive Sparse and Monotonic Attention for Transformer-based Automatic Speech
+Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says so.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+TRANSFORMS = ("softmax", "sparsemax", "entmax15", "entmax", "topk")
+CROSS_HEAD_TRANSFORMS = ("none", "softmax", "sparsemax", "entmax15", "entmax")
+POSITIVE_SIZES = (
+    "vocab_size",
+    "num_mel_bins",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "subsampling_channels",
+    "attention_topk",
+)
+FRACTIONS = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "head_drop",
+    "label_smoothing",
+    "ctc_loss_weight",
+)
+HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus")
+
+
+@strict
+class EntmaxAsrConfig(PreTrainedConfig):
+    r"""
+    The defaults are the paper's model (Sec. IV-A): 12 + 6 blocks, width 512, 8 heads, feed-forward 1024, dropout 0.1,
+    α-entmax self-attention on both sides and monotonic cross-attention.
+
+    Size:
+        vocab_size (`int`): number of output tokens, special tokens included.
+        num_mel_bins (`int`): log-mel filterbank channels of the input.
+        d_model (`int`): model width C; a multiple of both head counts, and even.
+        encoder_layers, decoder_layers (`int`): number of blocks.
+        encoder_attention_heads, decoder_attention_heads (`int`): heads H of each block.
+        encoder_ffn_dim, decoder_ffn_dim (`int`): width of the feed-forward layers.
+        activation_function (`str`): of the feed-forward layers, a name that transformers knows.
+        dropout, attention_dropout, activation_dropout (`float`): of sublayer outputs, attention maps, and inside the
+            feed-forward layers.
+        subsampling_layers (`int`): 1 or 2 convolutions 3x3 of stride 2 in front (50 or 25 positions a second at a
+            10 ms hop). The paper gives no number; 2 is our reading.
+        subsampling_channels (`int`): channels of those convolutions (ours).
+
+    Sparse attention (Sec. III-A; Table I):
+        encoder_transform, decoder_transform (`str`): what turns self-attention scores into weights: `"softmax"`,
+            `"sparsemax"`, `"entmax15"`, `"entmax"` (α learned per head and layer, α = 1 + sigmoid(a)) or `"topk"`.
+        cross_transform (`str`): the same for cross-attention layers that are not monotonic.
+        softmax_temperature (`float`): T of softmax(scores / T), for every place that uses `"softmax"`.
+        attention_topk (`int`): k of `"topk"`.
+        entmax_alpha_init (`float`): α of `"entmax"` before training, inside (1, 2).
+
+    Monotonic cross-attention (Sec. III-B):
+        cross_attention (`str`): `"monotonic"` or `"full"`.
+        first_monotonic_layer (`int`): decoder layers below it keep full cross-attention.
+        monotonic_chunk_size (`int` or `None`): 1 reads the one position where a head stops (MMA-H), w > 1 a soft
+            window that ends there (MoChA), `None` everything up to there (MILK, infinite lookback).
+        energy_bias_init (`float`): learned bias of the energies before training. Best −log(positions per token) of
+            the data, because a head of stopping probability p advances 1/p − 1 positions a token.
+        energy_noise_std (`float`): Gaussian noise on the energies, in training only.
+        monotonic_straight_through (`bool`): in training, read with hard decisions and use the gradient of the
+            expected alignment. Meant for the last part of training.
+        monotonic_decoding (`str`): `"hard"` (each head stops at one position; what streams) or `"soft"` (the
+            expected alignment), for inference.
+        firing_rule (`str`): when a hard head stops: `"threshold"` (first energy >= 0) or `"cumulative"` (first
+            position where 1 − Π(1 − p) >= 1/2 since the last stop).
+        head_drop (`float`): HeadDrop probability of a monotonic head, per utterance, in training.
+
+    Head regularisation (Sec. III-B names an L1 term and gives no formula; all four are our readings):
+        head_regularizer (`str`): `"gate_l1"` (one gate per head, Σ|g|), `"quantity"` (|Σα − U|), `"group_lasso"`
+            (norms of each head's output slice), `"boundary_consensus"` (spread of the heads' expected positions), or
+            `"none"`.
+        head_regularizer_weight (`float`): λ.
+        head_regularizer_layers (`list[int]`): the decoder layers it applies to ("shallow layers"; layers without
+            monotonic attention are refused).
+
+    Cross-head attention (Sec. IV-C):
+        cross_head_transform (`str`): weights over the heads' outputs, computed from the query: `"none"` or a
+            transform.
+
+    Training objective:
+        ctc_loss_weight (`float`): weight of a CTC loss on the encoder, blank = pad token; 0 builds no CTC head.
+        label_smoothing (`float`): of the cross entropy, in training only.
+
+    Blocks are pre-norm and positions sinusoidal; `tie_word_embeddings` shares the output projection with the token
+    embedding.
+    """
+
+    model_type = "entmax_asr"
+    keys_to_ignore_at_inference = (
+        "past_key_values",
+        "cross_entropy_loss",
+        "ctc_loss",
+        "head_penalty",
+        "ctc_logits",
+    )
+    attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    vocab_size: int = 5000
+    num_mel_bins: int = 80
+    d_model: int = 512
+    encoder_layers: int = 12
+    decoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    decoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 1024
+    decoder_ffn_dim: int = 1024
+    activation_function: str = "relu"
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    subsampling_layers: int = 2
+    subsampling_channels: int = 128
+
+    encoder_transform: str = "entmax"
+    decoder_transform: str = "entmax"
+    cross_transform: str = "softmax"
+    softmax_temperature: float | int = 1.0
+    attention_topk: int = 16
+    entmax_alpha_init: float | int = 1.5
+
+    cross_attention: str = "monotonic"
+    first_monotonic_layer: int = 0
+    monotonic_chunk_size: int | None = 1
+    energy_bias_init: float | int = -2.0
+    energy_noise_std: float | int = 1.0
+    monotonic_straight_through: bool = False
+    monotonic_decoding: str = "hard"
+    firing_rule: str = "threshold"
+    head_drop: float | int = 0.0
+
+    head_regularizer: str = "none"
+    head_regularizer_weight: float | int = 0.0
+    head_regularizer_layers: list[int] | tuple[int, ...] = ()
+    cross_head_transform: str = "none"
+
+    ctc_loss_weight: float | int = 0.0
+    label_smoothing: float | int = 0.0
+
+    is_encoder_decoder: bool = True
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int = 1
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Feature frames per encoder position."""
+        return 2**self.subsampling_layers
+
+    def is_monotonic(self, layer: int) -> bool:
+        """Whether decoder layer `layer` reads the audio with monotonic attention."""
+        return self.cross_attention == "monotonic" and layer >= self.first_monotonic_layer
+
+    def has_gates(self, layer: int) -> bool:
+        """Whether the monotonic heads of decoder layer `layer` carry learned gates."""
+        return self.head_regularizer == "gate_l1" and layer in self.head_regularizer_layers
+
+    def validate_choices(self):
+        """Refuses a name outside its list."""
+        for name, known in (
+            ("encoder_transform", TRANSFORMS),
+            ("decoder_transform", TRANSFORMS),
+            ("cross_transform", TRANSFORMS),
+            ("cross_head_transform", CROSS_HEAD_TRANSFORMS),
+            ("cross_attention", ("full", "monotonic")),
+            ("monotonic_decoding", ("hard", "soft")),
+            ("firing_rule", ("threshold", "cumulative")),
+            ("head_regularizer", HEAD_REGULARIZERS),
+            ("activation_function", tuple(ACT2FN)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not known. Use one of: {', '.join(known)}.")
+
+    def validate_sizes(self):
+        """Refuses numbers outside their range."""
+        for name in POSITIVE_SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1.")
+        for name in FRACTIONS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1).")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"d_model = {self.d_model} must be a multiple of {name} = {getattr(self, name)}.")
+        if self.d_model % 2:
+            raise ValueError(f"d_model = {self.d_model} must be even: half of a position is sines, half cosines.")
+        if self.subsampling_layers not in (1, 2):
+            raise ValueError(f"subsampling_layers = {self.subsampling_layers} must be 1 or 2.")
+        if self.softmax_temperature <= 0:
+            raise ValueError(f"softmax_temperature = {self.softmax_temperature} must be above 0.")
+        if not 1 < self.entmax_alpha_init < 2:
+            raise ValueError(
+                f"entmax_alpha_init = {self.entmax_alpha_init} must lie strictly between 1 and 2 (α = 1 + sigmoid(a)); "
+                "for the ends use the transforms 'softmax' and 'sparsemax'."
+            )
+
+    def validate_monotonic(self):
+        """Refuses monotonic and head options that contradict each other."""
+        if self.monotonic_chunk_size is not None and self.monotonic_chunk_size < 1:
+            raise ValueError(
+                f"monotonic_chunk_size = {self.monotonic_chunk_size} must be at least 1, or None for infinite lookback."
+            )
+        if self.energy_noise_std < 0:
+            raise ValueError(f"energy_noise_std = {self.energy_noise_std} must not be negative.")
+        if self.head_regularizer_weight < 0:
+            raise ValueError(f"head_regularizer_weight = {self.head_regularizer_weight} must not be negative.")
+        if self.cross_attention == "monotonic" and not 0 <= self.first_monotonic_layer < self.decoder_layers:
+            raise ValueError(
+                f"first_monotonic_layer = {self.first_monotonic_layer} must lie in [0, {self.decoder_layers - 1}] "
+                f"(decoder_layers = {self.decoder_layers}); for none, set cross_attention='full'."
+            )
+        if self.head_regularizer == "none":
+            return
+        if not self.head_regularizer_layers:
+            raise ValueError(
+                f"head_regularizer = {self.head_regularizer!r} needs head_regularizer_layers, for example [0]."
+            )
+        for layer in self.head_regularizer_layers:
+            if not (0 <= layer < self.decoder_layers and self.is_monotonic(layer)):
+                raise ValueError(
+                    f"head_regularizer_layers = {list(self.head_regularizer_layers)} names layer {layer}, which has no "
+                    f"monotonic attention (cross_attention = {self.cross_attention!r}, first_monotonic_layer = "
+                    f"{self.first_monotonic_layer}, decoder_layers = {self.decoder_layers})."
+                )
+
+
+__all__ = ["EntmaxAsrConfig"]

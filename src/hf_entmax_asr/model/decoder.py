@@ -1,0 +1,92 @@
+"""The decoder's block: pre-norm sparse self-attention, monotonic or full cross-attention, feed-forward."""
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import MultiHeadAttention
+from .configuration_entmax_asr import EntmaxAsrConfig
+from .encoder import FeedForward, residual
+from .monotonic import MonotonicAttention
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """One block; returns the hidden states and the head penalty of its monotonic attention (or None)."""
+
+    def __init__(self, config: EntmaxAsrConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.dropout = config.dropout
+        heads = config.decoder_attention_heads
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.self_attn = MultiHeadAttention(config, heads, config.decoder_transform, layer_idx)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.encoder_attn: MonotonicAttention | MultiHeadAttention
+        if config.is_monotonic(layer_idx):
+            self.encoder_attn = MonotonicAttention(config, layer_idx)
+        else:
+            self.encoder_attn = MultiHeadAttention(config, heads, config.cross_transform, layer_idx, is_cross=True)
+        self.ffn_layer_norm = nn.LayerNorm(config.d_model)
+        self.ffn = FeedForward(config, config.decoder_ffn_dim)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        encoder_hidden_states: Tensor,
+        source_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        past_tokens: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S) -> (B, U, C), penalty."""
+        update, _ = self.self_attn(
+            self.self_attn_layer_norm(hidden_states), attention_mask, past_key_values=past_key_values
+        )
+        hidden_states = residual(hidden_states, update, self.dropout, self.training)
+
+        update, penalty = self._read(
+            self.encoder_attn_layer_norm(hidden_states),
+            encoder_hidden_states,
+            source_mask,
+            past_key_values,
+            past_tokens,
+        )
+        hidden_states = residual(hidden_states, update, self.dropout, self.training)
+
+        update = self.ffn(self.ffn_layer_norm(hidden_states))
+        return residual(hidden_states, update, self.dropout, self.training), penalty
+
+    def _read(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        source_mask: Tensor | None,
+        past_key_values: EncoderDecoderCache | None,
+        past_tokens: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.encoder_attn, MonotonicAttention):
+            cache = None if past_key_values is None else past_key_values.cross_attention_cache.layers[self.layer_idx]
+            update, _, _, penalty = self.encoder_attn(
+                hidden_states, encoder_hidden_states, source_mask, cache, past_tokens
+            )
+            return update, penalty
+        mask = None if source_mask is None else source_mask[:, None, None, :]
+        update, _ = self.encoder_attn(hidden_states, mask, encoder_hidden_states, past_key_values)
+        return update, None
+
+
+def causal_mask(attention_mask: Tensor | None, tokens: int, past_tokens: int, device: torch.device) -> Tensor:
+    """(B or 1, 1, U, past + U) boolean: each token sees those before it and itself, never padding.
+
+    `attention_mask`: (B, past + U), or (B, U) for the new tokens alone; true or nonzero where real.
+    """
+    total = past_tokens + tokens
+    index = torch.arange(total, device=device)
+    mask = (index <= index[past_tokens:, None])[None, None]  # (1, 1, U, past + U)
+    if attention_mask is None:
+        return mask
+    if attention_mask.shape[-1] < total:
+        missing = attention_mask.new_ones(attention_mask.shape[0], total - attention_mask.shape[-1])
+        attention_mask = torch.cat([missing, attention_mask], -1)
+    return mask & attention_mask[:, None, None, :total].bool()

@@ -1,0 +1,519 @@
+"""EntmaxAsr: an encoder-decoder speech recogniser with adaptively sparse and monotonic attention (arXiv 2209.15176)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import AttentionTransform, MultiHeadAttention
+from .configuration_entmax_asr import EntmaxAsrConfig
+from .decoder import DecoderLayer, causal_mask
+from .encoder import EncoderLayer, sinusoidal_positions
+from .generation_entmax_asr import make_cache, with_monotonic_layers
+from .monotonic import MonotonicAttention
+from .subsampling import Conv2dSubsampling, subsampled_length, subsampled_mask
+
+
+@dataclass
+class EntmaxAsrDecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """Decoder output; `head_penalty` is the unweighted head regulariser of a training pass, `boundaries` (with
+    `output_boundaries=True`) where each head stopped, one (B, H, U) per monotonic layer."""
+
+    head_penalty: Tensor | None = None
+    boundaries: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EntmaxAsrModelOutput(Seq2SeqModelOutput):
+    """As `Seq2SeqModelOutput`, with `head_penalty` and `boundaries` of the decoder."""
+
+    head_penalty: Tensor | None = None
+    boundaries: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EntmaxAsrSeq2SeqLMOutput(Seq2SeqLMOutput):
+    """As `Seq2SeqLMOutput`, with the parts of the loss (detached), `ctc_logits` (B, S, V) and `boundaries`."""
+
+    cross_entropy_loss: Tensor | None = None
+    ctc_loss: Tensor | None = None
+    head_penalty: Tensor | None = None
+    ctc_logits: Tensor | None = None
+    boundaries: tuple[Tensor, ...] | None = None
+
+
+class EntmaxAsrPreTrainedModel(PreTrainedModel):
+    """Loading, saving, initialisation and length arithmetic shared by the models of this file."""
+
+    config: EntmaxAsrConfig
+    base_model_prefix = "model"
+    main_input_name = "input_features"
+    input_modalities = ("audio", "text")  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    # A fused kernel would compute softmax whatever the configuration says, and α would never learn.
+    _supports_sdpa = False
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier for projections, unit-variance embeddings after their factor √C; covers every bare parameter."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.d_model**-0.5)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, AttentionTransform) and module.kind == "entmax":
+            init.constant_(module.alpha_logit, module.initial_alpha_logit)
+        elif isinstance(module, MonotonicAttention):
+            init.constant_(module.energy_bias, self.config.energy_bias_init)
+            if hasattr(module, "gate"):
+                init.ones_(module.gate)
+
+    def _get_feat_extract_output_lengths(self, input_lengths: Tensor) -> Tensor:
+        """Encoder positions of utterances of `input_lengths` feature frames."""
+        for _ in range(self.config.subsampling_layers):
+            input_lengths = subsampled_length(input_lengths)
+        return input_lengths
+
+    def _source_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
+        if attention_mask is None:
+            return None
+        mask = _frame_mask(attention_mask)
+        for _ in range(self.config.subsampling_layers):
+            mask = subsampled_mask(mask)
+        return mask
+
+
+def _frame_mask(attention_mask: Tensor) -> Tensor:
+    """Boolean (B, T); generation invents (B, T, F) masks from the shape of the features."""
+    return (attention_mask[:, :, -1] if attention_mask.dim() == 3 else attention_mask).bool()
+
+
+class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
+    """Features -> encoder states."""
+
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}  # noqa: RUF012
+
+    def __init__(self, config: EntmaxAsrConfig):
+        super().__init__(config)
+        self.subsampling = Conv2dSubsampling(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> tuple | BaseModelOutput:
+        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
+        if input_features.dim() != 3 or input_features.shape[-1] != self.config.num_mel_bins:
+            raise ValueError(
+                f"input_features has shape {tuple(input_features.shape)}; it must be (batch, frames, "
+                f"{self.config.num_mel_bins}), as EntmaxAsrFeatureExtractor makes it."
+            )
+        mask = None if attention_mask is None else _frame_mask(attention_mask)
+        x, mask = self.subsampling(input_features.to(self.subsampling.projection.weight.dtype), mask)  # (B, S, C)
+        positions = torch.arange(x.shape[1], device=x.device)
+        x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
+        x = F.dropout(x, self.config.dropout, self.training)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, key_mask)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(x))
+
+
+class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
+    """Tokens and encoder states -> decoder states."""
+
+    main_input_name = "input_ids"
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": [
+            OutputRecorder(MultiHeadAttention, index=1, layer_name="encoder_attn"),
+            OutputRecorder(MonotonicAttention, index=1, layer_name="encoder_attn"),
+        ],
+        "boundaries": OutputRecorder(MonotonicAttention, index=2, layer_name="encoder_attn"),
+    }
+
+    def __init__(self, config: EntmaxAsrConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> tuple | EntmaxAsrDecoderOutput:
+        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C) and encoder_attention_mask
+        (B, S) -> last_hidden_state (B, U, C)."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
+        past_key_values = self._cache(past_key_values, use_cache)
+        past_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
+        tokens = inputs_embeds.shape[1]
+        positions = torch.arange(past_tokens, past_tokens + tokens, device=inputs_embeds.device)
+        x = inputs_embeds + sinusoidal_positions(positions, self.config.d_model).to(inputs_embeds.dtype)
+        x = F.dropout(x, self.config.dropout, self.training)
+        self_mask = causal_mask(attention_mask, tokens, past_tokens, x.device)
+        source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
+        penalties = []
+        for layer in self.layers:
+            x, penalty = layer(
+                x,
+                self_mask,
+                encoder_hidden_states,  # positional: gradient checkpointing needs it so
+                source_mask,
+                past_key_values=past_key_values,
+                past_tokens=past_tokens,
+            )
+            if penalty is not None:
+                penalties.append(penalty)
+        return EntmaxAsrDecoderOutput(
+            last_hidden_state=self.layer_norm(x),
+            past_key_values=past_key_values,
+            head_penalty=torch.stack(penalties).sum() if penalties else None,
+        )
+
+    def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
+        if not use_cache:
+            return None
+        if past_key_values is None:
+            return make_cache(self.config)
+        return with_monotonic_layers(past_key_values, self.config)
+
+
+class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
+    """Encoder and decoder without an output projection."""
+
+    def __init__(self, config: EntmaxAsrConfig):
+        super().__init__(config)
+        self.encoder = EntmaxAsrEncoder(config)
+        self.decoder = EntmaxAsrDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
+        self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> tuple | EntmaxAsrModelOutput:
+        """Arguments as for `EntmaxAsrForConditionalGeneration.forward`."""
+        if encoder_outputs is None:
+            if input_features is None:
+                raise ValueError("Give input_features (B, T, F), or encoder_outputs computed before.")
+            encoder_outputs = self.encoder(input_features, attention_mask=attention_mask, **kwargs)
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=self._source_mask(attention_mask),
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return EntmaxAsrModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+            head_penalty=decoder_outputs.head_penalty,
+            boundaries=decoder_outputs.boundaries,
+        )
+
+
+class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixin):
+    """The recogniser: audio features in, tokens out."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: EntmaxAsrConfig):
+        super().__init__(config)
+        self.model = EntmaxAsrModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.ctc_loss_weight > 0:
+            self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> tuple | EntmaxAsrSeq2SeqLMOutput:
+        """
+        Args:
+            input_features: (B, T, F) log-mel features of the feature extractor.
+            attention_mask: (B, T), 1 = real frame; None means that no frame is padding.
+            decoder_input_ids: (B, U) tokens so far, starting with `decoder_start_token_id`.
+            decoder_attention_mask: (B, U) or (B, past + U), 1 = real token.
+            encoder_outputs: of an earlier call, to skip the encoder.
+            past_key_values: cache of an earlier call; ignored with `use_cache=False`.
+            decoder_inputs_embeds: (B, U, C) in place of decoder_input_ids.
+            labels: (B, U) target tokens ending with `eos_token_id`, −100 where padded.
+            num_items_in_batch: target tokens of the whole step, when it is made of several batches (Trainer).
+            kwargs: output_attentions, output_hidden_states, output_boundaries, return_dict.
+
+        Returns:
+            `loss` with labels: (1 − w) · cross entropy + w · CTC + λ · head penalty, the first two per target token;
+            `logits` (B, U, V), attentions, `boundaries` and the parts of the loss.
+        """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_features,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        parts: dict[str, Tensor | None] = {}
+        if labels is not None:
+            parts = self._losses(logits, outputs, attention_mask, labels, num_items_in_batch)
+        return EntmaxAsrSeq2SeqLMOutput(
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+            boundaries=outputs.boundaries,
+            **parts,
+        )
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """(B, U) labels, −100 where padded -> (B, U) decoder inputs: shifted right behind the start token."""
+        shifted = labels.new_full(labels.shape, self.config.decoder_start_token_id)
+        shifted[:, 1:] = labels[:, :-1]
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def _losses(
+        self,
+        logits: Tensor,
+        outputs: EntmaxAsrModelOutput,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor | None]:
+        """`loss` and its detached parts. Every part is divided by the tokens of the step, so that unequal batches of
+        one step add up to what one batch would give."""
+        config = self.config
+        tokens = (labels != -100).sum().clamp(min=1)
+        step_tokens = tokens if num_items_in_batch is None else num_items_in_batch
+        smoothing = config.label_smoothing if self.training else 0.0
+        cross_entropy = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="sum"
+        )
+        cross_entropy = cross_entropy / step_tokens
+        loss = cross_entropy
+        parts: dict[str, Tensor | None] = {"cross_entropy_loss": cross_entropy.detach()}
+        if config.ctc_loss_weight > 0:
+            ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
+            ctc = self._ctc_loss(ctc_logits, attention_mask, labels) / step_tokens
+            loss = (1 - config.ctc_loss_weight) * loss + config.ctc_loss_weight * ctc
+            parts |= {"ctc_loss": ctc.detach(), "ctc_logits": ctc_logits.detach()}
+        if outputs.head_penalty is not None:
+            penalty = outputs.head_penalty * (tokens / step_tokens)
+            loss = loss + config.head_regularizer_weight * penalty
+            parts["head_penalty"] = penalty.detach()
+        return parts | {"loss": loss}
+
+    def _ctc_loss(self, ctc_logits: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
+        """Summed CTC loss of logits (B, S, V); blank is the pad token, end-of-sentence tokens are no targets."""
+        eos = self.config.eos_token_id
+        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=labels.device, dtype=labels.dtype)
+        is_target = (labels != -100) & ~torch.isin(labels, ends)
+        source_mask = self._source_mask(attention_mask)
+        if source_mask is None:
+            source_mask = ctc_logits.new_ones(ctc_logits.shape[:2], dtype=torch.bool)
+        return F.ctc_loss(
+            ctc_logits.float().log_softmax(-1).transpose(0, 1),  # (S, B, V)
+            labels[is_target],
+            source_mask.sum(1),
+            is_target.sum(1),
+            blank=self.config.pad_token_id,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+    # Generation
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):  # type: ignore[misc]
+        """Our cache in place of the default one, because monotonic heads carry their positions in it."""
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation = {implementation!r} is not supported: the heads of this model keep positions "
+                "that a static, offloaded or quantized cache has no place for. Leave cache_implementation unset."
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = make_cache(self.config)
+            return None
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    @torch.no_grad()
+    def head_boundaries(
+        self, sequences: Tensor, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> tuple[Tensor, ...]:
+        """Where each monotonic head stops for each token of `sequences`.
+
+        Args:
+            sequences: (B, 1 + U) as `generate` returns them, decoder start token first.
+            input_features, attention_mask: of the same utterances, or `encoder_outputs` in place of the features.
+
+        Returns:
+            One (B, H, U) tensor of encoder positions per monotonic layer; entry u belongs to token sequences[:, 1 + u].
+            Empty for a model without monotonic layers, or with monotonic_decoding="soft".
+        """
+        training, _ = self.training, self.eval()
+        try:
+            outputs = self.model(
+                input_features,
+                attention_mask=attention_mask,
+                decoder_input_ids=sequences[:, :-1],
+                use_cache=False,
+                output_boundaries=True,
+                **kwargs,
+            )
+        finally:
+            self.train(training)
+        return outputs.boundaries
+
+    # Learned sparsity and gates
+
+    def alphas(self) -> dict[str, Tensor]:
+        """The learned α (H,) of every attention module with the transform "entmax", detached."""
+        return {
+            name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
+            for name, module in self.named_modules()
+            if isinstance(module, AttentionTransform) and module.kind == "entmax"
+        }
+
+    def gates(self) -> dict[str, Tensor]:
+        """The gate (H,) of every monotonic attention module that has gates, detached."""
+        return {
+            name.removeprefix("model."): module.gate.detach()
+            for name, module in self.named_modules()
+            if isinstance(module, MonotonicAttention) and hasattr(module, "gate")
+        }
+
+    @torch.no_grad()
+    def proximal_gate_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Soft threshold of every gate, to be called after `optimizer.step()`: g ← sign(g) max(|g| − s, 0).
+
+        The gradient of λΣ|g| makes gates small; this makes them exactly 0. The threshold s is the optimiser's step
+        for a gradient of λ: learning rate · λ, divided by √v̂ for an optimiser of Adam's kind. No-op without gates.
+        """
+        gates = {
+            module.gate
+            for module in self.modules()
+            if isinstance(module, MonotonicAttention) and hasattr(module, "gate")
+        }
+        if not gates:
+            return
+        for group in optimizer.param_groups:
+            for gate in gates.intersection(group["params"]):
+                threshold = torch.as_tensor(group["lr"] * self.config.head_regularizer_weight, device=gate.device)
+                state = optimizer.state.get(gate, {})
+                if "exp_avg_sq" in state:
+                    correction = 1 - group["betas"][1] ** float(state["step"])
+                    threshold = threshold / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+                gate.copy_(gate.sign() * (gate.abs() - threshold).clamp(min=0))
+
+
+# Registration stands here, not in the package's __init__, because this file is what travels with a checkpoint.
+AutoConfig.register("entmax_asr", EntmaxAsrConfig, exist_ok=True)
+AutoModel.register(EntmaxAsrConfig, EntmaxAsrModel, exist_ok=True)
+AutoModelForSpeechSeq2Seq.register(EntmaxAsrConfig, EntmaxAsrForConditionalGeneration, exist_ok=True)
+# The ASR pipeline looks the class name up here to tell an encoder-decoder from a CTC model.
+MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[EntmaxAsrConfig.model_type] = EntmaxAsrForConditionalGeneration.__name__
+EntmaxAsrConfig.register_for_auto_class()
+EntmaxAsrModel.register_for_auto_class("AutoModel")
+EntmaxAsrForConditionalGeneration.register_for_auto_class("AutoModelForSpeechSeq2Seq")
+
+__all__ = ["EntmaxAsrForConditionalGeneration", "EntmaxAsrModel", "EntmaxAsrPreTrainedModel"]

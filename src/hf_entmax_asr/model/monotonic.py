@@ -1,0 +1,172 @@
+"""Monotonic multi-head attention: how the decoder reads the audio, from left to right."""
+
+import torch
+from torch import Tensor, nn
+
+from .alignment import (
+    expected_alignment,
+    expected_soft_attention,
+    hard_alignment,
+    last_position,
+    preserve_mass,
+    soft_window,
+)
+from .attention import CrossHeadAttention, merge_heads, split_heads
+from .configuration_entmax_asr import EntmaxAsrConfig
+from .generation_entmax_asr import MonotonicLayer
+
+
+class MonotonicAttention(nn.Module):
+    """Monotonic multi-head cross-attention (Ma et al. 2020, arXiv 1909.12406; paper Sec. III-B).
+
+    Every head walks over the audio on its own and never back. Training uses the expected alignment of noisy energies;
+    inference the hard stops, or the expected alignment of clean ones (`monotonic_decoding`).
+    """
+
+    def __init__(self, config: EntmaxAsrConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.decoder_attention_heads
+        self.scale = (config.d_model // self.num_heads) ** -0.5
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.energy_bias = nn.Parameter(torch.empty(self.num_heads))
+        if config.monotonic_chunk_size != 1:
+            self.window_q_proj = nn.Linear(config.d_model, config.d_model)
+            self.window_k_proj = nn.Linear(config.d_model, config.d_model)
+        if config.has_gates(layer_idx):
+            self.gate = nn.Parameter(torch.empty(self.num_heads))
+        if config.cross_head_transform != "none":
+            self.cross_head = CrossHeadAttention(config, self.num_heads)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        source_mask: Tensor | None = None,
+        cache: MonotonicLayer | None = None,
+        past_tokens: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Reads the audio for U tokens.
+
+        Args:
+            hidden_states: (B, U, C) of the decoder.
+            encoder_hidden_states: (B, S, C).
+            source_mask: (B, S) boolean, true where real.
+            cache: of this layer; filled and advanced.
+            past_tokens: how many tokens the cache has behind it.
+
+        Returns:
+            output (B, U, C); weights (B, H, U, S); boundaries (B, H, U), None unless hard; head penalty, a scalar to
+            add to the loss in training, None where the configuration asks for none here.
+        """
+        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
+        energy = (query @ key.transpose(-1, -2)).float() * self.scale + self.energy_bias.float().view(-1, 1, 1)
+        if self.training and self.config.energy_noise_std > 0:
+            energy = energy + torch.randn_like(energy) * self.config.energy_noise_std
+        window_energy = energy
+        if window_key is not None:
+            window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads)
+            window_energy = (window_query @ window_key.transpose(-1, -2)).float() * self.scale
+        weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
+        context = weights.to(value.dtype) @ value * self._head_scale(hidden_states)  # (B, H, U, D)
+        if hasattr(self, "cross_head"):
+            context = self.cross_head(hidden_states, context)
+        penalty = self._penalty(energy, alignment, source_mask) if self.training else None
+        return self.out_proj(merge_heads(context)), weights, boundary, penalty
+
+    def active_heads(self) -> Tensor:
+        """(H,) boolean: heads that take part; one whose gate is 0 does not, and decoding need not wait for it."""
+        if hasattr(self, "gate"):
+            return self.gate.detach() != 0
+        return torch.ones(self.num_heads, dtype=torch.bool, device=self.energy_bias.device)
+
+    def _keys_and_values(self, source: Tensor, cache: MonotonicLayer | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        if cache is not None and cache.get_seq_length() > 0:
+            return cache.keys, cache.values, cache.window_keys  # type: ignore[return-value]
+        key = split_heads(self.k_proj(source), self.num_heads)
+        value = split_heads(self.v_proj(source), self.num_heads)
+        window_key = None
+        if self.config.monotonic_chunk_size != 1:
+            window_key = split_heads(self.window_k_proj(source), self.num_heads)
+        if cache is not None:
+            cache.update(key, value)
+            cache.window_keys = window_key
+        return key, value, window_key
+
+    def _align(
+        self,
+        energy: Tensor,
+        window_energy: Tensor,
+        source_mask: Tensor | None,
+        cache: MonotonicLayer | None,
+        past_tokens: int,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Weights (B, H, U, S), and of alignment (B, H, U, S) and boundary (B, H, U) those that were needed."""
+        chunk = self.config.monotonic_chunk_size
+        start = cache.state(past_tokens) if cache is not None else None
+        alignment = boundary = None
+        if not self.training and self.config.monotonic_decoding == "hard":
+            boundary = self._stops(energy, start, source_mask)
+            weights = soft_window(window_energy, boundary, chunk, source_mask)
+        else:
+            alignment = expected_alignment(preserve_mass(energy, source_mask), source_mask, start)
+            weights = expected_soft_attention(alignment, window_energy, chunk, source_mask)
+            if self.training and self.config.monotonic_straight_through:
+                stops = self._stops(energy.detach(), None, source_mask)
+                read = soft_window(window_energy.detach(), stops, chunk, source_mask)
+                weights = read + (weights - weights.detach())
+        progress = alignment if boundary is None else boundary
+        if cache is not None and progress is not None:
+            cache.record(progress, past_tokens)
+        return weights, alignment, boundary
+
+    def _stops(self, energy: Tensor, start: Tensor | None, source_mask: Tensor | None) -> Tensor:
+        """(B, H, U) where each head stops, token after token."""
+        if start is None:
+            start = torch.zeros(energy.shape[:2], dtype=torch.long, device=energy.device)
+        elif start.dim() == 3:
+            raise ValueError("The cache was filled with monotonic_decoding='soft' and is now read with 'hard'.")
+        stops = []
+        for row in energy.unbind(2):
+            start = hard_alignment(row, start, source_mask, self.config.firing_rule)
+            stops.append(start)
+        return torch.stack(stops, 2)
+
+    def _head_scale(self, hidden_states: Tensor) -> Tensor:
+        """Gates and HeadDrop, as a factor that broadcasts against (B, H, U, D)."""
+        scale = hidden_states.new_ones(1, self.num_heads)
+        if hasattr(self, "gate"):
+            scale = scale * self.gate.to(scale.dtype)
+        if self.training and self.config.head_drop > 0:
+            draw = torch.rand(hidden_states.shape[0], self.num_heads, device=hidden_states.device)
+            kept = (draw >= self.config.head_drop) | (draw == draw.amax(1, keepdim=True))  # at least one
+            scale = scale * kept * (self.num_heads / kept.sum(1, keepdim=True))
+        return scale[:, :, None, None].to(hidden_states.dtype)
+
+    def _penalty(self, energy: Tensor, alignment: Tensor | None, source_mask: Tensor | None) -> Tensor | None:
+        """The head regulariser of this layer, unweighted (see `EntmaxAsrConfig.head_regularizer`)."""
+        if self.layer_idx not in self.config.head_regularizer_layers or alignment is None:
+            return None
+        match self.config.head_regularizer:
+            case "gate_l1":
+                return self.gate.abs().sum()
+            case "group_lasso":
+                return self.out_proj.weight.unflatten(1, (self.num_heads, -1)).square().sum((0, 2)).sqrt().sum()
+            case "quantity":
+                # Mass that the end of the audio stopped counts only as far as the head would have stopped there.
+                index = torch.arange(energy.shape[-1], device=energy.device)
+                last = index[-1:] if source_mask is None else last_position(source_mask).view(-1, 1, 1, 1)
+                own = torch.where(index == last, alignment * torch.sigmoid(energy), alignment)
+                targets = energy.shape[2]
+                return ((own.sum((2, 3)) - targets).abs() / targets).mean(0).sum()
+            case "boundary_consensus":
+                index = torch.arange(energy.shape[-1], device=energy.device, dtype=alignment.dtype)
+                position = (alignment * index).sum(-1)  # (B, H, U) expected, in positions
+                return (position - position.mean(1, keepdim=True)).abs().mean((0, 2)).sum()
+            case _:
+                return None
