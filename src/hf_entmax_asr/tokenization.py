@@ -1,0 +1,129 @@
+"""Training tokenizers from transcripts: characters or byte-pair pieces, saved as tokenizer.json, loaded without code.
+
+Every tokenizer has `SPECIAL_TOKENS` as its first ids and appends ``</s>`` to a text. Spaces between words become the
+visible `WORD_BOUNDARY`, a run of white space counting as one space. A character that the training texts do not hold
+becomes ``<unk>``. ``decode(encode(text), skip_special_tokens=True)`` gives the text back.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
+PAD, BOS, EOS, UNK = SPECIAL_TOKENS
+WORD_BOUNDARY = "▁"
+SMALLEST_PAIR_COUNT = 2  # a pair of pieces that is seen once is not worth a token
+
+
+def train_character_tokenizer(
+    texts: Iterable[str], *, word_boundary: bool = True, nfkc: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each character of the texts, in the order of their code points.
+
+    Args:
+        texts: transcripts.
+        word_boundary: whether words are separated by spaces. If not (Chinese), white space is dropped.
+        nfkc: whether to apply Unicode NFKC first, which for example turns full-width Latin letters into ASCII.
+
+    Raises:
+        TypeError: ``texts`` is one string, or holds something else than strings.
+        ValueError: no text holds a character, or one holds a special token or the word boundary symbol.
+    """
+    normalizer = _normalizer(word_boundary, nfkc)
+    alphabet = _alphabet(_checked(texts), normalizer) | ({WORD_BOUNDARY} if word_boundary else set())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *sorted(alphabet)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(WORD_BOUNDARY, " "), decoders.Fuse()])
+    return _as_transformers(tokenizer)
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, *, nfkc: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer (Sennrich et al. 2016, arXiv 1508.07909) over words that begin with the boundary symbol.
+
+    Args:
+        texts: transcripts whose words are separated by spaces.
+        vocab_size: the number of tokens, special ones included. Texts with too little repetition give fewer, with a
+            warning.
+        nfkc: whether to apply Unicode NFKC first.
+
+    Raises:
+        TypeError: ``texts`` is one string, or holds something else than strings.
+        ValueError: ``vocab_size`` is too small for the special tokens and the characters (the message names the
+            minimum); no text holds a character, or one holds a special token or the word boundary symbol.
+    """
+    texts = _checked(texts)
+    normalizer = _normalizer(word_boundary=True, nfkc=nfkc)
+    alphabet = _alphabet(texts, normalizer) | {WORD_BOUNDARY}
+    smallest = len(SPECIAL_TOKENS) + len(alphabet)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but the {len(SPECIAL_TOKENS)} special tokens and the {len(alphabet)} "
+            f"characters of the texts need at least {smallest}."
+        )
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD_BOUNDARY, prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(WORD_BOUNDARY, prepend_scheme="first")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(alphabet),
+        min_frequency=SMALLEST_PAIR_COUNT,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    if tokenizer.get_vocab_size() < vocab_size:
+        logger.warning(
+            f"The texts give {tokenizer.get_vocab_size()} tokens, not {vocab_size}: no pair of pieces is left that "
+            f"occurs {SMALLEST_PAIR_COUNT} times. Set the model's vocab_size to len(tokenizer)."
+        )
+    return _as_transformers(tokenizer)
+
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("texts is one string; give a list of strings.")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Text {index} is {text!r}, not a string.")
+        for reserved in (*SPECIAL_TOKENS, WORD_BOUNDARY):
+            if reserved in text:
+                raise ValueError(f"Text {index} holds {reserved!r}, which is kept for the tokenizer: {text!r}.")
+    return texts
+
+
+def _normalizer(word_boundary: bool, nfkc: bool) -> normalizers.Normalizer:
+    spaces = normalizers.Replace(Regex(r"\s+"), WORD_BOUNDARY if word_boundary else "")
+    return normalizers.Sequence([normalizers.NFKC(), spaces] if nfkc else [spaces])
+
+
+def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> set[str]:
+    alphabet: set[str] = set()
+    for text in texts:
+        alphabet.update(normalizer.normalize_str(text))
+    if not alphabet - {WORD_BOUNDARY}:
+        raise ValueError(f"There is nothing to learn from: the {len(texts)} texts hold no characters.")
+    return alphabet
+
+
+def _as_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", pair=f"$A $B:1 {EOS}:1", special_tokens=[(EOS, SPECIAL_TOKENS.index(EOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
