@@ -1,0 +1,40 @@
+# Everything runs in its own environment, .venv, made here from Python 3.11 (or $(PYTHON)) alone.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: demo
+demo: $(STAMP)  ## train a small recogniser on real speech (about 10 minutes on 2 cores) and show what it learned
+	$(RUN) scripts/demo.py --output demo_output
+
+.PHONY: table
+table: $(STAMP)  ## the demo's model with softmax, sparsemax, entmax15 and entmax, same budget (about 40 minutes)
+	$(RUN) benchmarks/transforms_on_prompts.py
+
+.PHONY: test
+test: $(STAMP)  ## run every test
+	$(RUN) tests/fetch_transformers_tests.py
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+.PHONY: check
+check: $(STAMP)  ## ruff, mypy, import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --config setup.cfg
+
+.PHONY: clean
+clean:  ## remove the environment and what runs have written
+	rm -rf $(VENV) demo_output runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,plots,test]'
+	@touch $@
