@@ -14,7 +14,7 @@ COLLAPSE_DELETION_SHARE = 0.6  # of all errors; usually 10 to 30 %
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Edit counts of hypotheses against references, summed over utterances. Two counts of the same unit can be added."""
+    """Edits that turn references into hypotheses, summed over utterances. Counts of the same unit can be added."""
 
     substitutions: int
     insertions: int
@@ -82,11 +82,10 @@ def error_counts(references: Sequence[str], hypotheses: Sequence[str], unit: str
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one for each.")
     if not references:
         return ErrorCounts(0, 0, 0, 0, 0, unit)
-    if unit == "word":
-        words = [[" ".join(text.split()) for text in texts] for texts in (references, hypotheses)]
-        counted = jiwer.process_words(*words)
-    else:
-        counted = jiwer.process_characters(list(references), list(hypotheses))
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    # jiwer splits words at the space alone, so a tab or a line break is made one.
+    split = [" ".join(text.split()) if unit == "word" else text for text in (*references, *hypotheses)]
+    counted = process(split[: len(references)], split[len(references) :])
     reference_length = counted.hits + counted.substitutions + counted.deletions
     return ErrorCounts(
         counted.substitutions, counted.insertions, counted.deletions, counted.hits, reference_length, unit
@@ -107,8 +106,8 @@ def deletion_collapse(counts: ErrorCounts) -> str | None:
     if deleted < COLLAPSE_DELETION_RATE or share < COLLAPSE_DELETION_SHARE:
         return None
     return (
-        f"Deletion collapse: {100 * deleted:.1f} % of the {counts.unit}s are deleted, {100 * share:.0f} % of all errors. "
-        "Likely cause: monotonic heads that fire late or never. If monotonic_decoding='soft' scores much better, decode "
-        "with firing_rule='cumulative' or end the training with monotonic_straight_through=True; if it does not, train "
-        "longer, raise ctc_loss_weight, or set energy_bias_init from the data, to -log(positions per token)."
+        f"Deletion collapse: {100 * deleted:.1f} % of the {counts.unit}s are deleted, {100 * share:.0f} % of all "
+        "errors. Likely cause: monotonic heads that fire late or never. If monotonic_decoding='soft' scores much "
+        "better, decode with firing_rule='cumulative' or end the training with monotonic_straight_through=True; if it "
+        "does not, train longer, raise ctc_loss_weight, or set energy_bias_init to -log(positions per token)."
     )
