@@ -19,6 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+try:  # the native form, where the package is installed; this file also travels alone
+    from hf_entmax_asr.kernels import entmax as native_entmax
+except ImportError:
+    native_entmax = None  # type: ignore[assignment]
+
 # Norm-Newton climbs from below, in 2 to 11 steps in float32; these bounds are not what stops it.
 MAX_NEWTON_STEPS = 60
 COMPILED_NEWTON_STEPS = 12
@@ -44,6 +49,11 @@ def entmax(scores: Tensor, alpha: float | Tensor, dim: int = -1, mask: Tensor | 
     """
     dim = dim % scores.dim() - scores.dim()  # negative: stays right when broadcasting adds dimensions in front
     alpha = _checked_alpha(alpha, scores, dim)
+    if native_entmax is not None:
+        _check_mask(mask)
+        weights = native_entmax(scores, alpha, dim, mask)
+        if weights is not None:
+            return weights
     return _Entmax.apply(_masked(scores, mask), alpha, dim)
 
 
@@ -81,11 +91,15 @@ def topk_softmax(scores: Tensor, k: int, dim: int = -1, mask: Tensor | None = No
     return softmax(scores, dim=dim, mask=kept)
 
 
+def _check_mask(mask: Tensor | None) -> None:
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}; it must be boolean, true where a weight is allowed.")
+
+
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    _check_mask(mask)
     if mask is None:
         return scores
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask has dtype {mask.dtype}; it must be boolean, true where a weight is allowed.")
     return torch.where(mask, scores, -torch.inf)
 
 

@@ -1,0 +1,293 @@
+// α-entmax of one row, and its backward. With ε = α − 1 and a = z − max z the weights are
+//
+//     p = [1 + ε (a − t)]_+ ^ (1/ε),    t such that Σp = 1    (ε = 0: p = e^(a − t)).
+//
+// t is found by Newton's method on the norm: with F = Σp and N = Σ p^(1−ε), t += F/N · (1 − F^(−ε))/ε. From below it climbs
+// to the root without passing it, and the root for any part of the row is a bound from below: the lane maxima of the pass
+// that finds max z are a good part. Then only the scores above t − 1/ε, about the support, are iterated on.
+#pragma once
+#include "vector.h"
+
+enum Kind { SOFTMAX, ENTMAX15, SPARSEMAX, GENERAL };
+
+INLINE Kind kind_of(float eps) {
+  return eps == 0.0f ? SOFTMAX : eps == 0.5f ? ENTMAX15 : eps == 1.0f ? SPARSEMAX : GENERAL;
+}
+
+// Calls f with the kind of ε as a template argument, so that each kind is compiled on its own.
+#define FOR_KIND(eps, call)                          \
+  switch (kind_of(eps)) {                            \
+    case SOFTMAX: call(SOFTMAX); break;              \
+    case ENTMAX15: call(ENTMAX15); break;            \
+    case SPARSEMAX: call(SPARSEMAX); break;          \
+    default: call(GENERAL);                          \
+  }
+
+// p as a function of a, for one ε and t.
+template <Kind K>
+struct Curve {
+  V eps, inverse, shift;
+  Curve(float e, float t) : eps(all(e)), inverse(all(1.0f / e)) {
+    shift = all(K == SOFTMAX ? -t : K == ENTMAX15 ? 1.0f - 0.5f * t : K == SPARSEMAX ? 1.0f - t : -e * t);
+  }
+  // Also p^(1−ε), roughly: it only scales Newton's steps.
+  INLINE_MEMBER V weight(V a, V& slope) const {
+    if (K == SOFTMAX) return slope = exp(a + shift);
+    if (K == SPARSEMAX) {
+      V p = larger(V{}, a + shift);
+      slope = p > 0.0f ? all(1.0f) : V{};
+      return p;
+    }
+    if (K == ENTMAX15) {
+      slope = larger(V{}, a * 0.5f + shift);
+      return slope * slope;
+    }
+    V y = a * eps + shift;
+    V u = y + 1.0f;
+    V p = exp2(log2_1p(y) * inverse);
+    p = u <= 1e-30f ? V{} : p;  // NaN stays NaN
+    slope = p > 0.0f ? p * rough_inverse(u) : V{};
+    return p;
+  }
+  INLINE_MEMBER V weight(V a) const {
+    V slope;
+    return weight(a, slope);
+  }
+};
+
+// How far t is from the root, in units of F/N: (1 − F^(−ε))/ε.
+INLINE float norm_step(float F, float eps) {
+  const float d = F - 1.0f;
+  float l;  // log F
+  if (d > -0.5f && d < 0.5f) {
+    const float y = d / (2.0f + d), y2 = y * y;
+    l = 2.0f * y * (1.0f + y2 * (1 / 3.0f + y2 * (1 / 5.0f + y2 * (1 / 7.0f))));
+  } else {
+    l = log2(all(F))[0] * 0.693147181f;
+  }
+  const float x = eps * l;
+  if (x > 0.3f || x < -0.3f) return (1.0f - exp2(all(x * -1.44269504f))[0]) / eps;
+  return l * (1.0f - x * (1 / 2.0f - x * (1 / 6.0f - x * (1 / 24.0f - x * (1 / 120.0f - x * (1 / 720.0f))))));
+}
+
+template <Kind K>
+INLINE float newton_step(float F, float N, float eps) {
+  if (K == SPARSEMAX) return (F - 1.0f) / N;
+  if (K == ENTMAX15) return 2.0f * (F - __builtin_sqrtf(F)) / N;
+  return F / N * norm_step(F, eps);
+}
+
+// Adds up F and N of a[0..n) − top, `stride` vectors apart; stores p unless null.
+template <Kind K>
+INLINE void totals(const float* a, int n, int stride, float top, float t, float eps, float* p, float& F, float& N) {
+  const Curve<K> curve(eps, t);
+  V total[2] = {}, norm[2] = {}, slope;
+  int j = 0;
+  for (; j + (stride + 1) * W <= n; j += 2 * stride * W)
+    for (int half = 0; half < 2; half++) {
+      V weight = curve.weight(load(a + j + half * stride * W) - top, slope);
+      if (p) store(p + j + half * stride * W, weight);
+      total[half] += weight;
+      norm[half] += slope;
+    }
+  for (; j < n; j += stride * W) {
+    V weight = curve.weight(load_part(a + j, n - j, -INF) - top, slope);
+    if (p) store_part(p + j, n - j, weight);
+    total[0] += weight;
+    norm[0] += slope;
+  }
+  F = sum(total[0] + total[1]);
+  N = sum(norm[0] + norm[1]);
+}
+
+// The root t of Σp = 1 for a[0..n) − top, from `t` below it; stops after the step taken where |F − 1| <= close.
+template <Kind K>
+static float climb(const float* a, int n, float top, float t, float eps, float close, int most_steps) {
+  for (int step = 0; step < most_steps; step++) {
+    float F, N;
+    totals<K>(a, n, 1, top, t, eps, nullptr, F, N);
+    const float by = newton_step<K>(F, N, eps);
+    t += by;
+    // Written so that NaN ends the loop.
+    if (!(F - 1.0f > close || 1.0f - F > close) || !(by > 6e-8f * t || by < -6e-8f * t)) break;
+  }
+  return t;
+}
+
+struct Support {
+  float top, t;  // t: a bound from below; NaN where the row holds NaN or +inf
+  int count;     // of scores packed; 0: the row has no allowed entry; −1: too many to be worth packing
+};
+
+// The scores of the row z[0..n) that can have weight, as a = z − top, packed into `values` (and their places into
+// `index`), both with room for n + W, unless more than 3/4 of all are left.
+template <Kind K>
+static Support find_support(const float* z, int n, float eps, float* values, int* index) {
+  V best[4] = {all(-INF), all(-INF), all(-INF), all(-INF)}, worst[2] = {all(INF), all(INF)};
+  int j = 0;
+  for (; j + 4 * W <= n; j += 4 * W)
+    for (int k = 0; k < 4; k++) {
+      V x = load(z + j + k * W);
+      best[k] = larger(x, best[k]);
+      worst[k & 1] = x < worst[k & 1] ? x : worst[k & 1];
+    }
+  const int sampled = j;
+  V rest = all(-INF);
+  for (; j < n; j += W) rest = larger(load_part(z + j, n - j, -INF), rest);
+  best[0] = larger(best[0], rest);
+  const float top = largest(larger(larger(best[0], best[1]), larger(best[2], best[3])));
+  if (top == -INF) {
+    for (j = 0; j < n; j++)
+      if (z[j] != z[j]) return {0.0f, z[j], -1};
+    return {top, 0.0f, 0};
+  }
+  if (K == SOFTMAX) return {top, 0.0f, -1};
+
+  float t = 0.0f;
+  if (sampled >= 8 * W) {
+    float sample[4 * W];
+    for (int k = 0; k < 4; k++) store(sample + k * W, best[k]);
+    t = climb<K>(sample, 4 * W, top, 0.0f, eps, 0.1f, 3);
+    t -= 1e-6f * (1.0f + t);
+  }
+  const V lowest = all(t - 1.0f / eps);
+  if (n - sampled < n / 4 && !not_below(lowest, worst[0] - top) && !not_below(lowest, worst[1] - top))
+    return {top, t, -1};
+  int count = 0;
+  I place = lanes();
+  for (j = 0; j < n; j += W) {
+    V a = load_part(z + j, n - j, -INF) - top;
+    unsigned bits = not_below(a, lowest);
+    store_packed(values + count, bits, a);
+    store_packed(index + count, bits, place);
+    count += __builtin_popcount(bits);
+    place += W;
+  }
+  return {top, t, count > n - n / 4 ? -1 : count};
+}
+
+// p(t + by) from p = p(t), for ε <= 1/2 and a small step: the series of (1 − ε by/u)^(1/ε), u = p^ε.
+INLINE V shifted(V p, V u, float by, float eps) {
+  const float c2 = (1 - eps) / 2, c3 = (1 - 2 * eps) / 3, c4 = (1 - 3 * eps) / 4, c5 = (1 - 4 * eps) / 5;
+  V x = by / u;
+  V factor = 1.0f - x * (1.0f - x * c2 * (1.0f - x * c3 * (1.0f - x * c4 * (1.0f - x * c5))));
+  return u <= eps * by || p <= 0.0f ? V{} : p * factor;
+}
+
+// Weights p of a[0..n) − top, which may be in the same place, with the root sought from `t` below it; returns the root.
+// `spare` has room for n; it may be p where that is not a.
+template <Kind K>
+static float weigh(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
+  if (K == SOFTMAX) {
+    float F, N;
+    totals<K>(a, n, 1, top, t, eps, p, F, N);
+    const float inverse = 1.0f / F;
+    for (int j = 0; j < n; j += W) store_part(p + j, n - j, load_part(p + j, n - j, 0.0f) * inverse);
+    return norm_step(F, 0.0f);
+  }
+  if (K != GENERAL || eps > 0.5f) {
+    // Each step doubles the digits where F is smooth; where the support still changes, steps are taken to the end.
+    t = climb<K>(a, n, top, t, eps, K == ENTMAX15 ? 3e-4f : 2e-7f, 30);
+    const Curve<K> curve(eps, t);
+    for (int j = 0; j < n; j += W) store_part(p + j, n - j, curve.weight(load_part(a + j, n - j, -INF) - top));
+    return t;
+  }
+  // A logarithm, an exponential and a division each: few full evaluations. A quarter of a long row tells roughly where
+  // the root is, and the last steps are taken by a series on the weights at hand.
+  float F, N;
+  if (n >= 16 * W) {
+    totals<K>(a, n, 4, top, t, eps, nullptr, F, N);
+    const float part = (float)((n + W - 1) / W) / (float)(((n + W - 1) / W + 3) / 4);
+    const float guess = t + newton_step<K>(F * part, N * part, eps);
+    const float bound = norm_step((float)n, eps);  // where the largest weight would be 1/n
+    if (guess > t) t = guess < bound ? guess : bound;
+  }
+  const float small = eps <= 0.1f ? 0.1f : eps <= 0.25f ? 0.02f : 3e-4f;
+  float by = 0.0f;
+  for (int step = 0; step < 30; step++) {
+    totals<K>(a, n, 1, top, t, eps, spare, F, N);
+    by = newton_step<K>(F, N, eps);
+    if (!(by > small || by < -small)) break;
+    t += by;
+  }
+  if (by > 6e-8f * t || by < -6e-8f * t) {
+    const V scale = all(eps), shift = all(1.0f - eps * t);
+    if (by > 1e-4f || by < -1e-4f) {
+      V total = V{}, norm = V{};
+      for (int j = 0; j < n; j += W) {
+        V u = (load_part(a + j, n - j, -INF) - top) * scale + shift;
+        V weight = shifted(load_part(spare + j, n - j, 0.0f), u, by, eps);
+        total += weight;
+        norm += weight > 0.0f ? weight * rough_inverse(u - eps * by) : V{};
+      }
+      by += (sum(total) - 1.0f) / sum(norm);
+    }
+    for (int j = 0; j < n; j += W) {
+      V u = (load_part(a + j, n - j, -INF) - top) * scale + shift;
+      store_part(p + j, n - j, shifted(load_part(spare + j, n - j, 0.0f), u, by, eps));
+    }
+    return t + by;
+  }
+  if (p != spare) memcpy(p, spare, n * sizeof(float));
+  return t;
+}
+
+// Turns the packed scores of a row into its weights, in place, and drops those that are 0; returns how many are left.
+template <Kind K>
+static int pack_weights(float* values, int* index, float* spare, Support& found, float eps) {
+  found.t = weigh<K>(values, found.count, 0.0f, found.t, eps, values, spare);
+  int kept = 0;
+  for (int j = 0; j < found.count; j += W) {
+    V p = load_part(values + j, found.count - j, 0.0f), places = load(reinterpret_cast<float*>(index + j));
+    unsigned bits = not_below(p, V{});
+    store_packed(values + kept, bits, p);  // never ahead of what is still to be read
+    store_packed(reinterpret_cast<float*>(index + kept), bits, places);
+    kept += __builtin_popcount(bits);
+  }
+  return kept;
+}
+
+// (e^y − 1 − y)/y² for 0 <= y < 0.7
+INLINE V psi_near(V y) {
+  V s = y * (1.0f / 362880) + 1.0f / 40320;
+  s = s * y + 1.0f / 5040;
+  s = s * y + 1.0f / 720;
+  s = s * y + 1.0f / 120;
+  s = s * y + 1.0f / 24;
+  s = s * y + 1.0f / 6;
+  return s * y + 1.0f / 2;
+}
+
+// Backward of one row: from p and g = ∂loss/∂p[0..n), dz = u (g − ḡ) with u = p^(1−ε) and ḡ = Σug/Σu. Returns dα when
+// asked, −Σ w (g − ḡ) with w = p L² ψ(εL), L = log p, ψ(x) = (e^(−x) − 1 + x)/x². dz is not g.
+template <Kind K, bool WITH_ALPHA>
+static float row_backward(const float* p, const float* g, float* dz, int n, float eps) {
+  // All sums are of g − Σpg, so that a large mean of g costs no digits.
+  V near_mean = V{};
+  for (int j = 0; j < n; j += W) near_mean += load_part(p + j, n - j, 0.0f) * load_part(g + j, n - j, 0.0f);
+  const V middle = all(sum(near_mean));
+  const V square_inverse = all(1.0f / (eps * eps));
+  V us = V{}, ug = V{}, ws = V{}, wg = V{};
+  for (int j = 0; j < n; j += W) {
+    V weight = load_part(p + j, n - j, 0.0f), c = load_part(g + j, n - j, 0.0f) - middle;
+    V bits = WITH_ALPHA || K == GENERAL ? log2(larger(weight, all(1.2e-38f))) : V{};  // of p
+    V u = K == SOFTMAX ? weight : K == ENTMAX15 ? square_root(weight) : K == SPARSEMAX ? all(1.0f) : exp2(bits * (1.0f - eps));
+    if (K == SPARSEMAX || K == GENERAL) u = weight > 0.0f ? u : V{};
+    us += u;
+    ug += u * c;
+    store_part(dz + j, n - j, u);
+    if (WITH_ALPHA) {
+      V natural = bits * 0.693147181f;
+      V y = natural * -eps;
+      V w = weight * natural * natural * psi_near(y);
+      if (K != SOFTMAX) w = y < 0.7f ? w : (u - weight * (y + 1.0f)) * square_inverse;
+      ws += w;
+      wg += w * c;
+    }
+  }
+  const float total = sum(us), mean = total > 0.0f ? sum(ug) / total : 0.0f;
+  const V centre = middle + mean;
+  for (int j = 0; j < n; j += W)
+    store_part(dz + j, n - j, load_part(dz + j, n - j, 0.0f) * (load_part(g + j, n - j, 0.0f) - centre));
+  return WITH_ALPHA ? mean * sum(ws) - sum(wg) : 0.0f;
+}

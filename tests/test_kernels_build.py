@@ -1,0 +1,207 @@
+"""The build of the native kernels: cache, races between processes, machines without a compiler, forks, the switch."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_entmax_asr import kernels
+from hf_entmax_asr.kernels import backend, build
+from hf_entmax_asr.model.entmax import entmax
+
+# The package without its __init__, which would import transformers: seconds for each process.
+USES_A_KERNEL = """
+import sys, torch, types, warnings
+package = sys.modules["hf_entmax_asr"] = types.ModuleType("hf_entmax_asr")
+package.__path__ = [sys.argv[1]]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from hf_entmax_asr import kernels
+    from hf_entmax_asr.model.entmax import entmax
+    scores = torch.arange(12.0).view(3, 4)
+    got = entmax(scores, 1.7)
+    entmax(scores, 1.7)
+with kernels.use("eager"):
+    torch.testing.assert_close(got, entmax(scores, 1.7))
+print(len([w for w in caught if issubclass(w.category, RuntimeWarning)]))
+print(*[str(w.message) for w in caught])
+print(kernels.status())
+"""
+
+
+def start(environment: dict[str, str]) -> subprocess.Popen:
+    source = str(Path(build.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-W", "default::RuntimeWarning", "-c", USES_A_KERNEL, source],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> list[str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out.splitlines()
+
+
+@pytest.fixture
+def native():
+    if not backend.cpu_available():
+        pytest.skip("no native kernels on this machine")
+
+
+def test_several_processes_build_at_once(tmp_path, native):
+    started = [start({"XDG_CACHE_HOME": str(tmp_path)}) for _ in range(3)]
+    for process in started:
+        lines = finish(process)
+        assert lines[0] == "0"
+        assert "CPU: native" in "\n".join(lines)
+    folder = tmp_path / "hf_entmax_asr" / "kernels"
+    names = sorted(path.name for path in folder.iterdir())
+    assert [name.rsplit("-", 1)[0] for name in names] == sorted(backend.LIBRARIES)  # nothing temporary is left
+
+
+def test_no_compiler_on_path_warns_once_and_runs_eager(tmp_path):
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    lines = finish(start({"XDG_CACHE_HOME": str(tmp_path), "PATH": str(empty), "CXX": ""}))
+    assert lines[0] == "1"
+    assert "no C++ compiler on PATH" in lines[1]
+    assert "CPU: eager" in "\n".join(lines[2:])
+
+
+def test_a_compiler_that_fails_warns_once_and_runs_eager(tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no space left" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    lines = finish(start({"XDG_CACHE_HOME": str(tmp_path), "CXX": str(broken)}))
+    assert lines[0] == "1"
+    assert "no space left" in lines[1]
+
+
+def test_a_cache_that_cannot_be_made_warns_once_and_runs_eager(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    lines = finish(start({"XDG_CACHE_HOME": str(file)}))
+    assert lines[0] == "1"
+    assert "XDG_CACHE_HOME" in lines[1]
+
+
+def test_the_variable_switches_native_code_off_without_a_word(tmp_path):
+    lines = finish(start({"XDG_CACHE_HOME": str(tmp_path), "HF_ENTMAX_ASR_KERNELS": "eager"}))
+    assert lines[0] == "0"
+    assert "mode says so" in "\n".join(lines)
+    assert list(tmp_path.iterdir()) == []  # nothing was built
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_other_processors_get_their_own_build(tmp_path, native, capability):
+    lines = finish(start({"XDG_CACHE_HOME": str(tmp_path), "ATEN_CPU_CAPABILITY": capability}))
+    assert lines[0] == "0"
+    expected = {"avx2": "native, AVX2", "default": "native, baseline"}[capability]
+    assert expected in "\n".join(lines)
+
+
+def test_a_damaged_library_is_made_anew(tmp_path, native, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load("entmax")
+    (file,) = (tmp_path / "hf_entmax_asr" / "kernels").iterdir()
+    file.unlink()
+    file.write_bytes(b"not a library")
+    assert hasattr(build.load("entmax"), "entmax_forward")
+
+
+def test_other_sources_get_another_name(tmp_path, monkeypatch):
+    command = ["g++"]
+    before = build._key("entmax", command)
+    for source in build.SOURCES.iterdir():
+        (tmp_path / source.name).write_text(source.read_text())
+    (tmp_path / "vector.h").write_text((build.SOURCES / "vector.h").read_text() + "\n")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build._key("entmax", command) != before
+    assert build._key("entmax", [*command, "-O1"]) != build._key("entmax", command)
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match=r"'fast'.*auto, eager, cpu, triton"), kernels.use("fast"):
+        pass
+
+
+def test_use_switches_and_restores(native):
+    scores = torch.randn(4, 9, requires_grad=True)
+    assert "entmax" in type(entmax(scores, 1.5).grad_fn).__name__.replace("_Entmax", "")
+    with kernels.use("eager"):
+        assert "_Entmax" in type(entmax(scores, 1.5).grad_fn).__name__
+        with kernels.use("triton"):
+            assert "_Entmax" in type(entmax(scores, 1.5).grad_fn).__name__
+            assert "eager" in kernels.status()
+    assert "_Entmax" not in type(entmax(scores, 1.5).grad_fn).__name__
+
+
+def _in_child(queue, scores, expected):
+    torch.set_num_threads(2)
+    queue.put(bool(torch.equal(entmax(scores, 1.6), expected)))
+
+
+def test_a_forked_child_computes_the_same(native):
+    scores = torch.randn(300, 64)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = entmax(scores, 1.6)  # starts the parent's OpenMP threads
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks of threaded processes
+            child = context.Process(target=_in_child, args=(queue, scores, expected))
+            child.start()
+        child.join(60)
+        hung = child.is_alive()
+        if hung:
+            child.kill()
+        assert not hung
+        assert queue.get()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Weights(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return entmax(torch.arange(24.0).view(4, 6) * (i + 1), 1.3)
+
+
+def test_data_loader_workers_compute_the_same(native):
+    data = _Weights()
+    expected = [data[i] for i in range(len(data))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        got = list(torch.utils.data.DataLoader(data, batch_size=None, num_workers=2))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_do_not_depend_on_the_number_of_threads(native, threads):
+    scores = torch.randn(200, 77)
+    expected = entmax(scores, 1.2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(entmax(scores, 1.2), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_one_openmp_runtime_in_the_process(native):
+    entmax(torch.randn(64, 64), 1.5)
+    assert len(backend._openmp_candidates()) == 1
