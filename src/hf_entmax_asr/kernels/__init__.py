@@ -6,14 +6,30 @@ own, the eager form, which is the specification. `use` and HF_ENTMAX_ASR_KERNELS
 
 from torch import Tensor
 
-from hf_entmax_asr.kernels import entmax_cpu
+from hf_entmax_asr.kernels import alignment_cpu, entmax_cpu
 from hf_entmax_asr.kernels.backend import runs_on_cpu, status, use
 
-__all__ = ["entmax", "status", "use"]
+__all__ = ["entmax", "expected_alignment", "expected_soft_attention", "status", "use"]
 
 
 def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tensor | None:
     """`hf_entmax_asr.model.entmax.entmax` with `alpha` a checked tensor and `dim` negative."""
     if runs_on_cpu(scores):
         return entmax_cpu.entmax(scores, alpha, dim, mask)
+    return None
+
+
+def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Tensor | None) -> Tensor | None:
+    """`hf_entmax_asr.model.alignment.expected_alignment` with checked arguments."""
+    if runs_on_cpu(energy):
+        return alignment_cpu.expected_alignment(energy, source_mask, previous)
+    return None
+
+
+def expected_soft_attention(
+    alignment: Tensor, energy: Tensor, chunk_size: int | None, source_mask: Tensor | None
+) -> Tensor | None:
+    """`hf_entmax_asr.model.alignment.expected_soft_attention` with checked arguments."""
+    if runs_on_cpu(alignment):
+        return alignment_cpu.expected_soft_attention(alignment, energy, chunk_size, source_mask)
     return None

@@ -12,6 +12,13 @@ from torch.autograd.function import once_differentiable
 
 from .entmax import softmax
 
+try:  # the native forms, where the package is installed; this file also travels alone
+    from hf_entmax_asr.kernels import expected_alignment as native_expected_alignment
+    from hf_entmax_asr.kernels import expected_soft_attention as native_expected_soft_attention
+except ImportError:
+    native_expected_alignment = None  # type: ignore[assignment]
+    native_expected_soft_attention = None  # type: ignore[assignment]
+
 LOG_HALF = -0.6931471805599453
 
 
@@ -39,25 +46,36 @@ def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previo
     if energy.dim() != 4:
         raise ValueError(f"energy has shape {tuple(energy.shape)}; it must be (batch, heads, targets, positions).")
     batch, heads, targets, positions = energy.shape
+    _check_source_mask(energy, source_mask)
+    if previous is not None and previous.shape != (batch, heads, positions):
+        raise ValueError(f"previous has shape {tuple(previous.shape)}; it must be {(batch, heads, positions)}.")
+    if native_expected_alignment is not None:
+        alignment = native_expected_alignment(energy, source_mask, previous)
+        if alignment is not None:
+            return alignment
     energy = mask_energy(energy, source_mask)
     if previous is None:
         previous = F.one_hot(energy.new_zeros(batch, heads, dtype=torch.long), positions).to(energy.dtype)
-    elif previous.shape != (batch, heads, positions):
-        raise ValueError(f"previous has shape {tuple(previous.shape)}; it must be {(batch, heads, positions)}.")
     flat = _expected_alignment(energy.reshape(-1, targets, positions), previous.reshape(-1, positions))
     return flat.view(batch, heads, targets, positions)
 
 
 def mask_energy(energy: Tensor, source_mask: Tensor | None) -> Tensor:
     """`energy` (B, H, U, S) with −∞ where `source_mask` (B, S) is false."""
+    _check_source_mask(energy, source_mask)
     if source_mask is None:
         return energy
+    return energy.masked_fill(~source_mask[:, None, None, :], -torch.inf)
+
+
+def _check_source_mask(energy: Tensor, source_mask: Tensor | None) -> None:
+    if source_mask is None:
+        return
     if source_mask.shape != (energy.shape[0], energy.shape[-1]) or source_mask.dtype != torch.bool:
         raise ValueError(
             f"source_mask is {source_mask.dtype} of shape {tuple(source_mask.shape)}; for energies of shape "
             f"{tuple(energy.shape)} it must be boolean of shape {(energy.shape[0], energy.shape[-1])}, true where real."
         )
-    return energy.masked_fill(~source_mask[:, None, None, :], -torch.inf)
 
 
 @torch.compiler.disable  # U + S − 1 small steps: a graph of them compiles slowly and gains nothing
@@ -154,6 +172,11 @@ def expected_soft_attention(
         raise ValueError(f"alignment {tuple(alignment.shape)} and energy {tuple(energy.shape)} differ in shape.")
     if chunk_size == 1:
         return alignment
+    if native_expected_soft_attention is not None and alignment.dim() == 4:
+        _check_source_mask(energy, source_mask)
+        weights = native_expected_soft_attention(alignment, energy, chunk_size, source_mask)
+        if weights is not None:
+            return weights
     dtype = torch.float32 if alignment.dtype in (torch.bfloat16, torch.float16) else alignment.dtype
     soft = _lookback if chunk_size is None else _chunkwise
     # A finite stand-in for −∞, relative to the row, keeps every difference of energies defined.
