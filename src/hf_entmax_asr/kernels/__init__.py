@@ -6,16 +6,32 @@ own, the eager form, which is the specification. `use` and HF_ENTMAX_ASR_KERNELS
 
 from torch import Tensor
 
-from hf_entmax_asr.kernels import alignment_cpu, entmax_cpu
+from hf_entmax_asr.kernels import alignment_cpu, attention_cpu, entmax_cpu
 from hf_entmax_asr.kernels.backend import runs_on_cpu, status, use
 
-__all__ = ["entmax", "expected_alignment", "expected_soft_attention", "status", "use"]
+__all__ = ["entmax", "entmax_attention", "expected_alignment", "expected_soft_attention", "status", "use"]
 
 
 def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tensor | None:
     """`hf_entmax_asr.model.entmax.entmax` with `alpha` a checked tensor and `dim` negative."""
     if runs_on_cpu(scores):
         return entmax_cpu.entmax(scores, alpha, dim, mask)
+    return None
+
+
+def entmax_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    alpha: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+) -> Tensor | None:
+    """`hf_entmax_asr.model.entmax_attention.entmax_attention` with checked arguments and α (B|1, H|1, 1, 1)."""
+    if all(runs_on_cpu(tensor) for tensor in (query, key, value)):
+        return attention_cpu.entmax_attention(query, key, value, alpha, mask, is_causal, scale, dropout_p)
     return None
 
 
