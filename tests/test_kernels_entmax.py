@@ -196,7 +196,7 @@ def test_support_shrinks_with_alpha_and_order_is_kept(width):
         assert (support <= before).all()
         before = support
         ordered = weights.gather(-1, scores.argsort(-1, descending=True))
-        assert (ordered.diff(dim=-1) <= 0).all()
+        assert (ordered.diff(dim=-1) <= 1e-7).all()  # equal scores apart, to rounding
 
 
 def test_gradient_of_alpha_by_differences():

@@ -54,9 +54,9 @@ class _Problem(ctypes.Structure):
             if tensor is None:
                 continue
             setattr(self, name, tensor.data_ptr())
-            strides = getattr(self, f"{name}_stride", ())
-            for d in range(len(strides)):
-                strides[d] = tensor.stride(d)
+            strides = getattr(self, f"{name}_stride", None)
+            for d in range(0 if strides is None else len(strides)):
+                strides[d] = tensor.stride(d)  # type: ignore[index]
 
 
 def entmax_attention(
@@ -70,13 +70,13 @@ def entmax_attention(
     dropout_p: float,
 ) -> Tensor:
     """As `hf_entmax_asr.model.entmax_attention.entmax_attention`, its arguments checked; `alpha` (B|1, H|1, 1, 1)."""
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
     allowed = mask if mask is not None and mask.dtype == torch.bool else None
     bias = None if mask is None or allowed is not None else mask.float()
     seed = torch.randint(1 << 62, (1,)) if dropout_p > 0 else None
     inputs = (query.float(), key.float(), value.float(), alpha.double())
-    keep = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (query, key, value, alpha, bias)
-    )
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, alpha, bias))
     out, *_ = attend(*inputs, allowed, bias, seed, is_causal, scale, dropout_p, keep)
     return out.to(value.dtype)
 
@@ -173,13 +173,14 @@ def attend_backward(
     keys, value_width = value.shape[2:]
     d_query = query.new_empty(batch, queries, heads, width).transpose(1, 2)
     d_alpha = query.new_zeros(batch, heads, queries) if for_alpha else query.new_empty(0)
-    d_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format) if for_bias else query.new_empty(0)
+    for_bias = for_bias and bias is not None
+    d_bias = query.new_zeros(bias.shape if for_bias else (0,))  # type: ignore[union-attr]
     if not (query.numel() and key.numel() and value.numel()):
-        zeros = [t.new_zeros(t.shape) for t in (query, key, value)]
-        return *zeros, d_alpha.sum(2)[..., None, None] if for_alpha else d_alpha, d_bias
+        d_query, d_key, d_value = (t.new_zeros(t.shape) for t in (query, key, value))
+        return d_query, d_key, d_value, d_alpha.sum(2)[..., None, None] if for_alpha else d_alpha, d_bias
     problem, _held = _problem(query, key, value, alpha, allowed, bias, seed, is_causal, scale, dropout_p)
-    if not (for_bias and bias.shape[2] == 1):  # there, all rows add to one
-        problem.chunks = _chunks(batch * heads, queries)
+    if for_bias and d_bias.shape[2] == 1:  # all rows add to one
+        problem.chunks = 1
     d_key = query.new_empty(problem.chunks, batch, keys, heads, width)
     d_value = query.new_empty(problem.chunks, batch, keys, heads, value_width)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()

@@ -100,7 +100,9 @@ def _alpha_per_head(alpha: float | Tensor, query: Tensor) -> Tensor:
         alpha = alpha.view(-1, 1, 1)
     alpha = alpha.reshape((1,) * (4 - alpha.dim()) + tuple(alpha.shape)) if alpha.dim() < 4 else alpha
     if any(size not in (1, full) for size, full in zip(alpha.shape, (batch, heads, 1, 1), strict=True)):
-        raise ValueError(f"alpha has shape {shape}; it must be a number, ({heads},), or broadcast to {(batch, heads, 1, 1)}.")
+        raise ValueError(
+            f"alpha has shape {shape}; it must be a number, ({heads},), or broadcast to {(batch, heads, 1, 1)}."
+        )
     if alpha.device.type == "cpu" and not torch.compiler.is_compiling() and not ((alpha >= 1) & (alpha <= 2)).all():
         raise ValueError(
             f"alpha lies in [{alpha.min().item():.6g}, {alpha.max().item():.6g}]; it must lie in [1, 2]: 1 is softmax, "

@@ -3,7 +3,7 @@
 #include "attention.h"
 
 // Above this density a block of rows takes the dense product with V.
-constexpr float DENSE_ABOVE = 0.7f;
+constexpr float DENSE_ABOVE = 0.5f;
 
 // Turns the scores of a block into weights. A row r with counts[r] >= 0 has so many, packed at the start of its scores,
 // with their places; with −1 its weights stand in place. Returns an upper bound of how many weights there are.
@@ -53,9 +53,9 @@ static int64_t pack_rows(Workspace& w, int rows, int columns, int* counts) {
 
 // Keeps the packed rows of a block for the backward, if there is room for them.
 static void keep_rows(const Problem& p, const Workspace& w, int64_t first_row, int rows, const int* counts,
-                      int64_t total) {
-  int64_t at = __atomic_fetch_add(p.kept_used, total, __ATOMIC_RELAXED);
-  const bool fits = at + total <= p.capacity;
+                      int64_t total, bool wanted) {
+  int64_t at = wanted ? __atomic_fetch_add(p.kept_used, total, __ATOMIC_RELAXED) : 0;
+  const bool fits = wanted && at + total <= p.capacity;
   for (int r = 0; r < rows; r++) {
     p.kept_count[first_row + r] = fits ? counts[r] : -1;
     p.kept_at[first_row + r] = at;
@@ -89,7 +89,7 @@ static void attend_block(const Head& head, Workspace& w, const Block& sums, int 
     multiply(rows, w.value_width, end, w.scores.data, w.stride, 1, w.values, sums, false);
   } else {
     total = pack_rows(w, rows, columns, counts);
-    if (p.stats) keep_rows(p, w, first_row, rows, counts, total);
+    if (p.stats) keep_rows(p, w, first_row, rows, counts, total, total <= DENSE_BACKWARD_ABOVE * rows * columns);
     for (int r = 0; r < rows; r++) {
       float *weights = w.scores.row(r), *to = sums.row(r);
       if (p.dropout > 0) dropout.apply(first_row + r, w.places_of(r), counts[r], weights);

@@ -44,6 +44,9 @@ struct Problem {
   int64_t row(int b, int h, int i) const { return ((int64_t)b * heads + h) * queries + i; }
 };
 
+// Above this density a block of rows takes the dense products in the backward, and its weights are not kept.
+constexpr float DENSE_BACKWARD_ABOVE = 0.45f;
+
 constexpr int64_t BLOCK_FLOATS = 1 << 16;  // of scores at a time: 256 KiB
 
 static inline int rows_at_once(const Problem& p, int64_t stride) {

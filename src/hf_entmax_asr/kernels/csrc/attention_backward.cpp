@@ -2,9 +2,6 @@
 // they are few, every sum runs over those alone; where not, it is a dense product.
 #include "attention.h"
 
-// Above this density a block of rows takes the dense products.
-constexpr float DENSE_ABOVE = 0.6f;
-
 struct BackwardSpace : Workspace {
   size_t second_at, third_at, grads_at, d_query_at, d_keys_at, d_values_at, turned_values_at, gaps_at;
   Block second, third, grads, d_query, d_keys, d_values;
@@ -175,7 +172,7 @@ static void backward_block(const Head& head, BackwardSpace& w, int first, int ro
     const float* stats = p.stats + 2 * (first_row + r);
     total += weigh_again<K>(w.scores.row(r), columns, head.eps, stats[0], stats[1]);
   }
-  if (total > DENSE_ABOVE * rows * columns && rows >= TILE_ROWS) return dense_rows<K>(head, w, first, rows, columns, end);
+  if (total > DENSE_BACKWARD_ABOVE * rows * columns && rows >= TILE_ROWS) return dense_rows<K>(head, w, first, rows, columns, end);
   for (int r = 0; r < rows; r++) {
     const int count = pack_row(w.scores.row(r), columns, w.packed, w.index);
     sparse_row<K>(head, w, first + r, r, w.packed, w.index, count);

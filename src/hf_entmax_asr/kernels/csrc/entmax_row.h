@@ -30,29 +30,31 @@ struct Curve {
   Curve(float e, float t) : eps(all(e)), inverse(all(1.0f / e)) {
     shift = all(K == SOFTMAX ? -t : K == ENTMAX15 ? 1.0f - 0.5f * t : K == SPARSEMAX ? 1.0f - t : -e * t);
   }
-  // Also p^(1−ε), roughly: it only scales Newton's steps.
-  INLINE_MEMBER V weight(V a, V& slope) const {
-    if (K == SOFTMAX) return slope = exp(a + shift);
+  struct Weight {
+    V p, slope, bend;  // p^(1−ε) and p^(1−2ε) roughly: they only scale steps
+  };
+  INLINE_MEMBER Weight weigh(V a) const {
+    if (K == SOFTMAX) {
+      V p = exp(a + shift);
+      return {p, p, p};
+    }
     if (K == SPARSEMAX) {
       V p = larger(V{}, a + shift);
-      slope = p > 0.0f ? all(1.0f) : V{};
-      return p;
+      return {p, p > 0.0f ? all(1.0f) : V{}, V{}};
     }
     if (K == ENTMAX15) {
-      slope = larger(V{}, a * 0.5f + shift);
-      return slope * slope;
+      V u = larger(V{}, a * 0.5f + shift);
+      return {u * u, u, V{}};
     }
     V y = a * eps + shift;
     V u = y + 1.0f;
     V p = exp2(log2_1p(y) * inverse);
     p = u <= 1e-30f ? V{} : p;  // NaN stays NaN
-    slope = p > 0.0f ? p * rough_inverse(u) : V{};
-    return p;
+    V upside_down = rough_inverse(u);
+    V slope = p > 0.0f ? p * upside_down : V{};
+    return {p, slope, slope * upside_down};
   }
-  INLINE_MEMBER V weight(V a) const {
-    V slope;
-    return weight(a, slope);
-  }
+  INLINE_MEMBER V weight(V a) const { return weigh(a).p; }
 };
 
 // How far t is from the root, in units of F/N: (1 − F^(−ε))/ε.
@@ -70,52 +72,74 @@ INLINE float norm_step(float F, float eps) {
   return l * (1.0f - x * (1 / 2.0f - x * (1 / 6.0f - x * (1 / 24.0f - x * (1 / 120.0f - x * (1 / 720.0f))))));
 }
 
+// Sums over some of a row at one t: F = Σp, N = Σ p^(1−ε), M = Σ p^(1−2ε).
+struct Sums {
+  float F, N, M;
+};
+
+// Newton's step on F^ε, which is linear in t where all p are equal.
 template <Kind K>
-INLINE float newton_step(float F, float N, float eps) {
-  if (K == SPARSEMAX) return (F - 1.0f) / N;
-  if (K == ENTMAX15) return 2.0f * (F - __builtin_sqrtf(F)) / N;
-  return F / N * norm_step(F, eps);
+INLINE float newton_step(const Sums& s, float eps) {
+  if (K == SPARSEMAX) return (s.F - 1.0f) / s.N;
+  if (K == ENTMAX15) return 2.0f * (s.F - __builtin_sqrtf(s.F)) / s.N;
+  return s.F / s.N * norm_step(s.F, eps);
 }
 
-// Adds up F and N of a[0..n) − top, `stride` vectors apart; stores p unless null.
+// Halley's, which may pass the root; for ε <= 1/2, where M is tame.
+INLINE float halley_step(const Sums& s, float eps) {
+  const float by = newton_step<GENERAL>(s, eps);
+  const float bend = 0.5f * by * (1.0f - eps) * (s.M / s.N - s.N / s.F);
+  return by / (1.0f - (bend < 0.5f ? bend : 0.5f));
+}
+
+// The sums over a[0..n) − top, `stride` vectors apart; stores p unless null.
 template <Kind K>
-INLINE void totals(const float* a, int n, int stride, float top, float t, float eps, float* p, float& F, float& N) {
+INLINE Sums sums_at(const float* a, int n, int stride, float top, float t, float eps, float* p) {
   const Curve<K> curve(eps, t);
-  V total[2] = {}, norm[2] = {}, slope;
+  V total[2] = {}, norm[2] = {}, bend[2] = {};
   int j = 0;
   for (; j + (stride + 1) * W <= n; j += 2 * stride * W)
     for (int half = 0; half < 2; half++) {
-      V weight = curve.weight(load(a + j + half * stride * W) - top, slope);
-      if (p) store(p + j + half * stride * W, weight);
-      total[half] += weight;
-      norm[half] += slope;
+      auto weight = curve.weigh(load(a + j + half * stride * W) - top);
+      if (p) store(p + j + half * stride * W, weight.p);
+      total[half] += weight.p;
+      norm[half] += weight.slope;
+      if (K == GENERAL) bend[half] += weight.bend;
     }
   for (; j < n; j += stride * W) {
-    V weight = curve.weight(load_part(a + j, n - j, -INF) - top, slope);
-    if (p) store_part(p + j, n - j, weight);
-    total[0] += weight;
-    norm[0] += slope;
+    auto weight = curve.weigh(load_part(a + j, n - j, -INF) - top);
+    if (p) store_part(p + j, n - j, weight.p);
+    total[0] += weight.p;
+    norm[0] += weight.slope;
+    if (K == GENERAL) bend[0] += weight.bend;
   }
-  F = sum(total[0] + total[1]);
-  N = sum(norm[0] + norm[1]);
+  return {sum(total[0] + total[1]), sum(norm[0] + norm[1]), K == GENERAL ? sum(bend[0] + bend[1]) : 0.0f};
 }
 
-// The root t of Σp = 1 for a[0..n) − top, from `t` below it; stops after the step taken where |F − 1| <= close.
-template <Kind K>
-static float climb(const float* a, int n, float top, float t, float eps, float close, int most_steps) {
-  for (int step = 0; step < most_steps; step++) {
-    float F, N;
-    totals<K>(a, n, 1, top, t, eps, nullptr, F, N);
-    const float by = newton_step<K>(F, N, eps);
-    t += by;
-    // Written so that NaN ends the loop.
-    if (!(F - 1.0f > close || 1.0f - F > close) || !(by > 6e-8f * t || by < -6e-8f * t)) break;
+// A bound from below for the lowest score with weight, t − 1/ε, where ε >= 1/M, M a power of 2: that of ε = 1/M, because
+// the bound rises with ε ((ε x)^(1/ε) does, x = a − t + 1/ε), for a part of the row. There p = u^M needs no logarithm.
+template <int M>
+static float lowest_bound(const V* part, float top) {
+  float t = 0.0f;
+  for (int step = 0; step < 3; step++) {
+    V F = V{}, N = V{};
+    for (int k = 0; k < 4; k++) {
+      V u = larger(V{}, (part[k] - top) * (1.0f / M) + (1.0f - t * (1.0f / M)));
+      V slope = u > 0.0f ? all(1.0f) : V{}, power = u;  // u^(M−1) and u^M
+      for (int m = 1; m < M; m *= 2) slope *= power, power *= power;
+      F += power;
+      N += slope;
+    }
+    const float total = sum(F);
+    float root = total;
+    for (int m = M; m > 1; m /= 2) root = __builtin_sqrtf(root);
+    t += total / sum(N) * (float)M * (1.0f - 1.0f / root);
   }
-  return t;
+  return t - (float)M;
 }
 
 struct Support {
-  float top, t;  // t: a bound from below; NaN where the row holds NaN or +inf
+  float top, t;  // t: a guess, most often from below; NaN where the row holds NaN or +inf
   int count;     // of scores packed; 0: the row has no allowed entry; −1: too many to be worth packing
 };
 
@@ -143,21 +167,27 @@ static Support find_support(const float* z, int n, float eps, float* values, int
   }
   if (K == SOFTMAX) return {top, 0.0f, -1};
 
-  float t = 0.0f;
-  if (sampled >= 8 * W) {
-    float sample[4 * W];
-    for (int k = 0; k < 4; k++) store(sample + k * W, best[k]);
-    t = climb<K>(sample, 4 * W, top, 0.0f, eps, 0.1f, 3);
-    t -= 1e-6f * (1.0f + t);
+  float lowest = -1.0f / eps, guess = lowest;  // t = 0
+  if (sampled >= 8 * W && eps >= 1.0f / 16) {
+    best[0] = larger(best[0], rest);  // the part holds the top
+    const float from_part = eps == 1.0f   ? lowest_bound<1>(best, top)
+                            : eps >= 0.5f ? lowest_bound<2>(best, top)
+                            : eps >= 0.25f ? lowest_bound<4>(best, top)
+                            : eps >= 0.125f ? lowest_bound<8>(best, top)
+                                            : lowest_bound<16>(best, top);
+    if (from_part > lowest) lowest = from_part;
+    lowest += 1e-6f * lowest;
+    guess = lowest;
+    if (eps > 0.5f && eps < 1.0f) guess += (lowest_bound<1>(best, top) - lowest) * (2.0f * eps - 1.0f);
   }
-  const V lowest = all(t - 1.0f / eps);
-  if (n - sampled < n / 4 && !not_below(lowest, worst[0] - top) && !not_below(lowest, worst[1] - top))
+  const float t = guess + 1.0f / eps;
+  if (n - sampled < n / 4 && !not_below(all(lowest), worst[0] - top) && !not_below(all(lowest), worst[1] - top))
     return {top, t, -1};
   int count = 0;
   I place = lanes();
   for (j = 0; j < n; j += W) {
     V a = load_part(z + j, n - j, -INF) - top;
-    unsigned bits = not_below(a, lowest);
+    unsigned bits = not_below(a, all(lowest));
     store_packed(values + count, bits, a);
     store_packed(index + count, bits, place);
     count += __builtin_popcount(bits);
@@ -169,7 +199,7 @@ static Support find_support(const float* z, int n, float eps, float* values, int
 // p(t + by) from p = p(t), for ε <= 1/2 and a small step: the series of (1 − ε by/u)^(1/ε), u = p^ε.
 INLINE V shifted(V p, V u, float by, float eps) {
   const float c2 = (1 - eps) / 2, c3 = (1 - 2 * eps) / 3, c4 = (1 - 3 * eps) / 4, c5 = (1 - 4 * eps) / 5;
-  V x = by / u;
+  V x = by * inverse_of(u);
   V factor = 1.0f - x * (1.0f - x * c2 * (1.0f - x * c3 * (1.0f - x * c4 * (1.0f - x * c5))));
   return u <= eps * by || p <= 0.0f ? V{} : p * factor;
 }
@@ -179,34 +209,37 @@ INLINE V shifted(V p, V u, float by, float eps) {
 template <Kind K>
 static float weigh(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
   if (K == SOFTMAX) {
-    float F, N;
-    totals<K>(a, n, 1, top, t, eps, p, F, N);
-    const float inverse = 1.0f / F;
+    const float F = sums_at<K>(a, n, 1, top, t, eps, p).F, inverse = 1.0f / F;
     for (int j = 0; j < n; j += W) store_part(p + j, n - j, load_part(p + j, n - j, 0.0f) * inverse);
     return norm_step(F, 0.0f);
   }
   if (K != GENERAL || eps > 0.5f) {
-    // Each step doubles the digits where F is smooth; where the support still changes, steps are taken to the end.
-    t = climb<K>(a, n, top, t, eps, K == ENTMAX15 ? 3e-4f : 2e-7f, 30);
-    const Curve<K> curve(eps, t);
-    for (int j = 0; j < n; j += W) store_part(p + j, n - j, curve.weight(load_part(a + j, n - j, -INF) - top));
+    // A step from this close lands on the root; where F bends at every edge of the support, only from nearby.
+    const float close = K == ENTMAX15 ? 3e-4f : 1e-6f;
+    bool there = false;
+    for (int step = 0; step < 30; step++) {
+      const Sums s = sums_at<K>(a, n, 1, top, t, eps, spare);
+      const float by = newton_step<K>(s, eps);
+      if (there || !(by > 6e-8f * t || by < -6e-8f * t)) break;  // NaN ends it too
+      there = s.F - 1.0f <= close && 1.0f - s.F <= close;
+      t += by;
+    }
+    if (p != spare) memcpy(p, spare, n * sizeof(float));
     return t;
   }
   // A logarithm, an exponential and a division each: few full evaluations. A quarter of a long row tells roughly where
   // the root is, and the last steps are taken by a series on the weights at hand.
-  float F, N;
   if (n >= 16 * W) {
-    totals<K>(a, n, 4, top, t, eps, nullptr, F, N);
+    const Sums s = sums_at<K>(a, n, 4, top, t, eps, nullptr);
     const float part = (float)((n + W - 1) / W) / (float)(((n + W - 1) / W + 3) / 4);
-    const float guess = t + newton_step<K>(F * part, N * part, eps);
+    const float guess = t + halley_step({s.F * part, s.N * part, s.M * part}, eps);
     const float bound = norm_step((float)n, eps);  // where the largest weight would be 1/n
     if (guess > t) t = guess < bound ? guess : bound;
   }
-  const float small = eps <= 0.1f ? 0.1f : eps <= 0.25f ? 0.02f : 3e-4f;
+  const float small = eps <= 0.25f ? 0.1f : 4e-3f;
   float by = 0.0f;
   for (int step = 0; step < 30; step++) {
-    totals<K>(a, n, 1, top, t, eps, spare, F, N);
-    by = newton_step<K>(F, N, eps);
+    by = halley_step(sums_at<K>(a, n, 1, top, t, eps, spare), eps);
     if (!(by > small || by < -small)) break;
     t += by;
   }

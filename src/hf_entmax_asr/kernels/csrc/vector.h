@@ -160,6 +160,15 @@ INLINE V rough_inverse(V x) {  // 1/x to 11 bits or better
 #endif
 }
 
+INLINE V inverse_of(V x) {  // 1/x to an ulp or two
+#if defined(VECTOR_AVX512) || defined(VECTOR_AVX2)
+  V rough = rough_inverse(x);
+  return rough * (2.0f - x * rough);
+#else
+  return 1.0f / x;
+#endif
+}
+
 // 2^(n + f) for whole n and |f| <= 1/2; the polynomial is the minimax fit of (2^f − 1)/f.
 INLINE V power_of_two(V n, V f) {
   V q = all(1.53533619e-4f);
@@ -187,15 +196,11 @@ INLINE V exp(V x) {
 
 // log2(2^k (1 + f)) for 1 + f within [√½, √2], with small relative error around f = 0 as well.
 INLINE V log2_of(I k, V f) {
-  V q = all(-7.63449743e-2f);  // minimax fit of (log(1 + f) − f + f²/2) / f³
-  q = q * f + 1.27615824e-1f;
-  q = q * f - 1.31601840e-1f;
-  q = q * f + 1.42017573e-1f;
-  q = q * f - 1.66233569e-1f;
-  q = q * f + 2.00012267e-1f;
-  q = q * f - 2.50008196e-1f;
-  q = q * f + 3.33333313e-1f;
-  V log_1p = f + f * f * (f * q - 0.5f);
+  // Minimax fit of (log(1 + f) − f + f²/2) / f³, in pairs: a short chain, because rows with few scores wait for it.
+  V f2 = f * f, f4 = f2 * f2;
+  V low = (f * -2.50008196e-1f + 3.33333313e-1f) + (f * -1.66233569e-1f + 2.00012267e-1f) * f2;
+  V high = (f * -1.31601840e-1f + 1.42017573e-1f) + (f * -7.63449743e-2f + 1.27615824e-1f) * f2;
+  V log_1p = f + f2 * (f * (low + high * f4) - 0.5f);
   return log_1p * 1.44269504f + __builtin_convertvector(k, V);
 }
 
