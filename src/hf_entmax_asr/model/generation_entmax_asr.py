@@ -1,8 +1,12 @@
-"""What generation carries from token to token: keys, values, and how far each monotonic head has read."""
+"""Generation: what it carries from token to token (keys, values, how far each monotonic head has read), and where the
+heads stopped."""
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
@@ -82,3 +86,99 @@ def with_monotonic_layers(cache: Cache, config: EntmaxAsrConfig) -> EncoderDecod
                 )
             layers[layer] = kind()
     return cache
+
+
+def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:
+    """A copy of encoder outputs given as an object or as a tuple (states, hidden states, attentions)."""
+    if isinstance(encoder_outputs, tuple):
+        return BaseModelOutput(*encoder_outputs[:3])
+    return type(encoder_outputs)(**encoder_outputs)
+
+
+class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
+    """`generate` with the cache of this model, which also tells where each monotonic head stopped."""
+
+    # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
+    config: EntmaxAsrConfig
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, generation_config=None, *args, **kwargs):
+        """As in transformers, with greedy search, sampling, beam search and assisted decoding.
+
+        With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
+        (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
+        They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
+        """
+        settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+        encoder_outputs = kwargs.get("encoder_outputs")
+        if encoder_outputs is None and settings.return_dict_in_generate and self._stops_are_hard():
+            encoder_outputs = self.get_encoder()(
+                kwargs.get("input_features") if inputs is None else inputs,
+                attention_mask=kwargs.get("attention_mask"),
+                output_attentions=settings.output_attentions,
+                output_hidden_states=settings.output_hidden_states,
+                return_dict=True,
+            )
+        if encoder_outputs is not None:
+            # A copy, because transformers repeats the states for each beam in place.
+            kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
+        result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(result, ModelOutput) and encoder_outputs is not None and self._stops_are_hard():
+            states, mask = encoder_outputs[0], kwargs.get("attention_mask")
+            repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
+            result["boundaries"] = self.head_boundaries(
+                result.sequences,
+                attention_mask=None if mask is None else mask.repeat_interleave(repeats, 0),
+                encoder_outputs=(states.repeat_interleave(repeats, 0),),
+            )
+        return result
+
+    def _stops_are_hard(self) -> bool:
+        return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """Our cache in place of the default one, because monotonic heads carry their positions in it."""
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation = {implementation!r} is not supported: the heads of this model keep positions "
+                "that a static, offloaded or quantized cache has no place for. Leave cache_implementation unset."
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = make_cache(self.config)
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def head_boundaries(
+        self,
+        sequences: Tensor,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Where each monotonic head stops for each token of `sequences`.
+
+        Args:
+            sequences: (B, 1 + U) as `generate` returns them, decoder start token first.
+            input_features, attention_mask: of the same utterances, or `encoder_outputs` in place of the features.
+
+        Returns:
+            One (B, H, U) tensor of encoder positions per monotonic layer; entry u belongs to token sequences[:, 1 + u]
+            (what stands behind the end of a sentence means nothing). Empty for a model without monotonic layers, or
+            with monotonic_decoding="soft".
+        """
+        training, _ = self.training, self.eval()
+        try:
+            outputs = self.model(
+                input_features,
+                attention_mask=attention_mask,
+                decoder_input_ids=sequences[:, :-1],
+                encoder_outputs=encoder_outputs,
+                use_cache=False,
+                output_boundaries=True,
+                return_dict=True,
+            )
+        finally:
+            self.train(training)
+        return outputs.boundaries
