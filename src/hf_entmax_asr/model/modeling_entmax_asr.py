@@ -396,14 +396,16 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
                 gate.copy_(gate.sign() * (gate.abs() - threshold).clamp(min=0))
 
 
-# Registration stands here, not in the package's __init__, because this file is what travels with a checkpoint.
-AutoConfig.register("entmax_asr", EntmaxAsrConfig, exist_ok=True)
-AutoModel.register(EntmaxAsrConfig, EntmaxAsrModel, exist_ok=True)
-AutoModelForSpeechSeq2Seq.register(EntmaxAsrConfig, EntmaxAsrForConditionalGeneration, exist_ok=True)
-# The ASR pipeline looks the class name up here to tell an encoder-decoder from a CTC model.
-MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[EntmaxAsrConfig.model_type] = EntmaxAsrForConditionalGeneration.__name__
+# This file, not the package's __init__, is what travels with a checkpoint: what a Hub user needs stands here.
 EntmaxAsrConfig.register_for_auto_class()
 EntmaxAsrModel.register_for_auto_class("AutoModel")
 EntmaxAsrForConditionalGeneration.register_for_auto_class("AutoModelForSpeechSeq2Seq")
+# The ASR pipeline looks the class name up here to tell an encoder-decoder from a CTC model.
+MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[EntmaxAsrConfig.model_type] = EntmaxAsrForConditionalGeneration.__name__
+# Not in the copy that travels: the next checkpoint would then be read with the code of this one.
+if __name__.startswith("hf_entmax_asr."):
+    AutoConfig.register(EntmaxAsrConfig.model_type, EntmaxAsrConfig, exist_ok=True)
+    AutoModel.register(EntmaxAsrConfig, EntmaxAsrModel, exist_ok=True)
+    AutoModelForSpeechSeq2Seq.register(EntmaxAsrConfig, EntmaxAsrForConditionalGeneration, exist_ok=True)
 
 __all__ = ["EntmaxAsrForConditionalGeneration", "EntmaxAsrModel", "EntmaxAsrPreTrainedModel"]
