@@ -110,10 +110,12 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
         """
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+        features = kwargs.get("input_features") if inputs is None else inputs
         encoder_outputs = kwargs.get("encoder_outputs")
-        if encoder_outputs is None and settings.return_dict_in_generate and self._stops_are_hard():
+        wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
+        if encoder_outputs is None and features is not None and wants_boundaries:
             encoder_outputs = self.get_encoder()(
-                kwargs.get("input_features") if inputs is None else inputs,
+                features,
                 attention_mask=kwargs.get("attention_mask"),
                 output_attentions=settings.output_attentions,
                 output_hidden_states=settings.output_hidden_states,
@@ -123,7 +125,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             # A copy, because transformers repeats the states for each beam in place.
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-        if isinstance(result, ModelOutput) and encoder_outputs is not None and self._stops_are_hard():
+        if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
             states, mask = encoder_outputs[0], kwargs.get("attention_mask")
             repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
             result["boundaries"] = self.head_boundaries(

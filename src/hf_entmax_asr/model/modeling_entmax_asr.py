@@ -272,6 +272,13 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; the CTC head follows."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if hasattr(self, "ctc_head"):
+            self.ctc_head = self._get_resized_lm_head(self.ctc_head, embeddings.weight.shape[0])
+        return embeddings
+
     @can_return_tuple
     def forward(
         self,
