@@ -29,8 +29,20 @@ class MonotonicLayer(DynamicLayer):
         return [name for name in ("progress", "window_keys") if getattr(self, name) is not None]
 
     def state(self, tokens: int) -> Tensor | None:
-        """Progress after the first `tokens` tokens: (B, H) or (B, H, S); None before the first."""
-        return None if self.progress is None or tokens == 0 else self.progress[:, :, tokens - 1]
+        """Progress after the first `tokens` tokens: (B, H) or (B, H, S); None before the first.
+
+        Raises:
+            ValueError: the tokens went through the cache without this layer.
+        """
+        if tokens == 0:
+            return None
+        known = 0 if self.progress is None else self.progress.shape[2]
+        if self.progress is None or known < tokens:
+            raise ValueError(
+                f"past_key_values holds {tokens} tokens but head positions for {known}. Pass on the past_key_values that "
+                "the model returned, not the object that it was given."
+            )
+        return self.progress[:, :, tokens - 1]
 
     def record(self, progress: Tensor, tokens: int) -> None:
         """Appends the progress of the newest tokens behind the first `tokens`."""

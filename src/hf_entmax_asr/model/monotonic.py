@@ -63,15 +63,15 @@ class MonotonicAttention(nn.Module):
             output (B, U, C); weights (B, H, U, S); boundaries (B, H, U), None unless hard; head penalty, a scalar to
             add to the loss in training, None where the configuration asks for none here.
         """
-        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
-        energy = (query @ key.transpose(-1, -2)).float() * self.scale + self.energy_bias.float().view(-1, 1, 1)
+        energy = (query @ key.transpose(-1, -2)).float() + self.energy_bias.float().view(-1, 1, 1)
         if self.training and self.config.energy_noise_std > 0:
             energy = energy + torch.randn_like(energy) * self.config.energy_noise_std
         window_energy = energy
         if window_key is not None:
-            window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads)
-            window_energy = (window_query @ window_key.transpose(-1, -2)).float() * self.scale
+            window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads) * self.scale
+            window_energy = (window_query @ window_key.transpose(-1, -2)).float()
         weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
         context = weights.to(value.dtype) @ value * self._head_scale(hidden_states)  # (B, H, U, D)
         if hasattr(self, "cross_head"):
