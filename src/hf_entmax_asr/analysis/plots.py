@@ -72,7 +72,7 @@ def plot_attention_maps(
             raise ValueError(f"the map of layer {layer} has shape {tuple(weights.shape)}; (heads, T, S) is needed.")
     layers = _chosen(layers, len(maps), "layer")
     heads = _chosen(heads, min(len(maps[layer]) for layer in layers), "head")
-    figure = _figure(1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
+    figure = _figure(title, 1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
     panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
     for row, layer in zip(panels, layers, strict=True):
         for panel, head in zip(row, heads, strict=True):
@@ -81,7 +81,7 @@ def plot_attention_maps(
             alpha = "" if alphas is None else f"α {float(alphas[layer][head]):.2f}, "
             label = f"layer {layer}, head {head}\n{alpha}{_zeros(float(weights.eq(0).double().mean()))}"
             panel.set_title(label, fontsize=8)
-    _finish_maps(figure, panels, image, title)
+    _finish_maps(figure, panels, image)
     return figure
 
 
@@ -94,14 +94,14 @@ def plot_transforms(
     """One row of maps (T, S) under their names, such as "softmax" (paper, Figure 3). Exact zeros are white."""
     if not maps:
         raise ValueError("maps is empty; there is nothing to draw.")
-    figure = _figure(2.7 * len(maps) + 1.4, 3.6)
+    figure = _figure(title, 2.7 * len(maps) + 1.4, 3.6)
     panels = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)
     for panel, (name, weights) in zip(panels[0], maps.items(), strict=True):
         if weights.dim() != 2:
             raise ValueError(f"the map {name!r} has shape {tuple(weights.shape)}; one head's (T, S) is needed.")
         image = _draw_map(panel, weights, seconds_per_position)
         panel.set_title(f"{name}\n{_zeros(float(weights.eq(0).double().mean()))}", fontsize=10)
-    _finish_maps(figure, panels, image, title)
+    _finish_maps(figure, panels, image)
     return figure
 
 
@@ -143,7 +143,7 @@ def plot_boundaries(
     if words is not None and (word_ends is None or len(words) != len(word_ends)):
         raise ValueError(f"{len(words)} words need as many word_ends; got {0 if not word_ends else len(word_ends)}.")
     duration = len(features) * seconds_per_frame
-    figure = _figure(min(22.0, max(9.0, 2.6 * duration)), 4.6 + 0.17 * len(times))
+    figure = _figure(title, min(22.0, max(9.0, 2.6 * duration)), 4.6 + 0.17 * len(times))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.6 + 0.17 * len(times)])
     _draw_spectrogram(upper, features, duration)
     _write_tokens(upper, times[head], tokens)
@@ -159,7 +159,6 @@ def plot_boundaries(
     lower.plot([], [], "|", color=GREY, markersize=9, label="boundary of a head")
     lower.plot([], [], "o", color=GREY, label="boundary that ends a word (␣, the last ∎)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False, columnspacing=1.2)
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -173,31 +172,32 @@ def plot_alphas(
             `key` (evaluations) are passed over.
 
     Raises:
-        ValueError: no row holds α, or a module name that is not of the form encoder.layers.0.self_attn.
+        ValueError: no row holds α, a module name not of the form encoder.layers.0.self_attn, or changing head counts.
     """
     series = _alpha_series(history, key)
-    figure = _figure(4.6 * len(series) + 1.2, 4.2)
+    figure = _figure(title, 4.2 * len(series) + 2.2, 4.2)
     from matplotlib import colormaps
 
     panels = figure.subplots(1, len(series), sharex=True, sharey=True, squeeze=False)[0]
     deepest = max(1, *(layer for layers in series.values() for layer in layers))
+    keys: dict[int, Any] = {}  # layer -> one of its lines, for the legend
     for panel, (kind, layers) in zip(panels, series.items(), strict=True):
         for layer, points in sorted(layers.items()):
+            steps, values = zip(*points, strict=True)
             colour = colormaps["viridis"](0.87 * layer / deepest)  # not up to yellow, which is faint on white
-            marker = "o" if len(points) == 1 else None
-            steps = [step for step, _ in points]
-            for head, values in enumerate(zip(*(values for _, values in points), strict=True)):
-                label = f"layer {layer}" if head == 0 else None
-                panel.plot(steps, values, color=colour, linewidth=1.3, alpha=0.85, marker=marker, label=label)
+            style = {"color": colour, "linewidth": 1.3, "alpha": 0.85, "marker": "o" if len(steps) == 1 else None}
+            lines = panel.plot(steps, values, label=f"layer {layer}", **style)  # values (steps, H): a line per head
+            keys.setdefault(layer, lines[0])
         panel.set_title(MODULE_TITLES.get(kind, " ".join(kind)), fontsize=11)
         panel.axhline(1.5, color="0.75", linewidth=0.8, zorder=0)
         panel.set_xlabel("optimiser step")
-        panel.legend(fontsize=8, title="one line per head", title_fontsize=8, ncols=1 + len(layers) // 7)
+        panel.locator_params(axis="x", nbins=6)
         panel.spines[["top", "right"]].set_visible(False)
+    handles = [keys[layer] for layer in sorted(keys)]
+    figure.legend(handles=handles, title="one line\nper head", loc="outside right upper", frameon=False, fontsize=9)
     panels[0].set_ylim(0.98, 2.02)
     panels[0].set_yticks([1, 1.25, 1.5, 1.75, 2], ["softmax  1", "1.25", "1.5", "1.75", "sparsemax  2"])
     panels[0].set_ylabel("α   (higher: sparser)")
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -212,16 +212,15 @@ def plot_scores(
     Raises:
         ValueError: nothing was counted under a name, or bins differ.
     """
-    names = list(histograms)
-    if not names:
+    if not histograms:
         raise ValueError("histograms is empty; there is nothing to draw.")
-    edges = histograms[names[0]].edges
+    edges = next(iter(histograms.values())).edges
     for name, histogram in histograms.items():
         if histogram.total == 0:
             raise ValueError(f"the histogram {name!r} holds no weights yet.")
         if not torch.equal(histogram.edges, edges):
-            raise ValueError(f"the histograms {names[0]!r} and {name!r} have different bins.")
-    figure = _figure(10.5, max(3.6, 2.6 + 0.3 * len(names)))
+            raise ValueError(f"the histogram {name!r} has other bins than the first one.")
+    figure = _figure(title, 10.5, max(3.6, 2.6 + 0.3 * len(histograms)))
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.8])
     for index, (name, histogram) in enumerate(histograms.items()):
         colour = LINES[index % len(LINES)]
@@ -231,7 +230,7 @@ def plot_scores(
         shares = 100 * histogram.counts.double() / histogram.total
         right.stairs(shares.numpy(), edges.numpy(), color=colour, linewidth=1.8, label=name)
     labels = [f"{name}\n{_zeros(histogram.zero_share)}" for name, histogram in histograms.items()]
-    left.set_yticks(range(len(names)), labels)
+    left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
     left.set_xlim(0, 100)
     left.set_xlabel(f"share of all weights (%)\nfilled: exactly 0; hatched: above 0, below {float(edges[0]):g}")
@@ -243,12 +242,11 @@ def plot_scores(
     right.legend(fontsize=9)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=12)
     return figure
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, on matplotlib's Agg canvas."""
+def _figure(title: str, width: float, height: float) -> "Figure":
+    """A figure with a title and nothing else, sizes in inches, on matplotlib's Agg canvas."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -256,6 +254,7 @@ def _figure(width: float, height: float) -> "Figure":
         raise ImportError("Pictures need matplotlib: pip install hf_entmax_asr[plots]") from error
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -276,16 +275,15 @@ def _draw_map(axes: Any, weights: Tensor, seconds_per_position: float) -> Any:
     )
 
 
-def _finish_maps(figure: "Figure", panels: Any, image: Any, title: str) -> None:
+def _finish_maps(figure: "Figure", panels: Any, image: Any) -> None:
     for panel in panels.flat:
         panel.label_outer()
         panel.tick_params(labelsize=8)
     figure.supxlabel("attended to: time in the recording (s)", fontsize=10)
     figure.supylabel("attending: time in the recording (s)", fontsize=10)
-    bar = figure.colorbar(image, ax=panels, extend="min", fraction=0.03, pad=0.01)
+    bar = figure.colorbar(image, ax=panels, extend="min", fraction=0.03, pad=0.01, aspect=30)
     bar.set_ticks([SMALLEST_SHADE, 0.01, 0.1, 1.0], labels=[f"{SMALLEST_SHADE:g}", "0.01", "0.1", "1"], fontsize=8)
     bar.set_label("attention weight (white: exactly 0)", fontsize=10)
-    figure.suptitle(title, fontsize=12)
 
 
 def _draw_spectrogram(axes: Any, features: Tensor, duration: float) -> None:
@@ -311,7 +309,11 @@ def _write_tokens(axes: Any, times: list[float], tokens: Sequence[str]) -> None:
     style = {"color": BLUE, "fontsize": 9, "fontfamily": _fonts(), "ha": "center", "va": "bottom", "linespacing": 0.95}
     for time, stack in stacks.items():
         axes.axvline(time, color=BLUE, linewidth=0.9, alpha=0.8)
-        shown = stack if len(stack) <= TALLEST_STACK else [*stack[: TALLEST_STACK - 1], "…"]
+        shown = (
+            stack
+            if len(stack) <= TALLEST_STACK
+            else [*stack[: TALLEST_STACK - 1], f"+{len(stack) - TALLEST_STACK + 1}"]
+        )
         axes.text(time, 1.01, "\n".join(shown), transform=axes.get_xaxis_transform(), **style)
 
 
@@ -371,8 +373,7 @@ def _alpha_series(
             series.setdefault((side, module), {}).setdefault(int(layer), []).append((row["step"], list(values)))
     if not series:
         raise ValueError(f"no row of the history holds {key!r}. Was the model trained with the transform 'entmax'?")
-    order = list(MODULE_TITLES)
-    return dict(sorted(series.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+    return dict(sorted(series.items(), reverse=True))  # encoder, decoder, cross-attention
 
 
 def _fonts() -> list[str]:
