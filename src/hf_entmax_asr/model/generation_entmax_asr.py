@@ -39,8 +39,8 @@ class MonotonicLayer(DynamicLayer):
         known = 0 if self.progress is None else self.progress.shape[2]
         if self.progress is None or known < tokens:
             raise ValueError(
-                f"past_key_values holds {tokens} tokens but head positions for {known}. Pass on the past_key_values that "
-                "the model returned, not the object that it was given."
+                f"past_key_values holds {tokens} tokens but head positions for {known}. Pass on the past_key_values "
+                "that the model returned, not the object that it was given."
             )
         return self.progress[:, :, tokens - 1]
 
