@@ -20,7 +20,6 @@ from typing import Any
 
 import soundfile
 import torch
-from hf_entmax_asr.corpora.prompts import read_word_times, write_prompts_corpus
 from transformers import pipeline
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,6 +27,7 @@ from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.analysis.word_ends import WordEndErrors, best_heads, word_end_errors
 from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
 from hf_entmax_asr.training import Scores, SpeechSeq2SeqCollator, decoding_as, read_history, recognise
 from hf_entmax_asr.training.checkpointing import write_text_atomically
 from hf_entmax_asr.training.evaluation import load_recogniser
@@ -35,6 +35,7 @@ from hf_entmax_asr.training.utterances import Utterances, prepare_split
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "prompts_demo.yaml"
+LONGEST_PROMPT_S = 12.0  # one long clip in a batch costs more than it teaches
 BATCH = 50  # utterances examined at a time
 
 
@@ -232,7 +233,9 @@ def main() -> int:
     started = time.monotonic()
     disable_progress_bar()
     output, run = arguments.output, arguments.output / "run"
-    data = write_prompts_corpus(arguments.corpus, output / "data")
+    data = output / "data"
+    made = write_compositions(arguments.corpus, data, longest_prompt_s=LONGEST_PROMPT_S)
+    print("Data:", "; ".join(f"{name} {s['clips']} clips, {s['hours']:.2f} h" for name, s in made["splits"].items()))
     train(data, run, arguments.processes, arguments.set)
 
     torch.set_num_threads(os.cpu_count() or 1)

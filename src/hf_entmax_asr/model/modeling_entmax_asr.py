@@ -66,7 +66,7 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
             input_lengths = subsampled_length(input_lengths)
         return input_lengths
 
-    def _source_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+    def position_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
         if attention_mask is None:
             return None
@@ -229,7 +229,7 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
-            encoder_attention_mask=self._source_mask(attention_mask),
+            encoder_attention_mask=self.position_mask(attention_mask),
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -339,7 +339,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
                 logits,
                 labels,
                 ctc_logits=ctc_logits,
-                source_mask=self._source_mask(attention_mask),
+                source_mask=self.position_mask(attention_mask),
                 head_penalty=outputs.head_penalty,
                 num_items_in_batch=num_items_in_batch,
                 label_smoothing=self.config.label_smoothing if self.training else 0.0,
