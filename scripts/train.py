@@ -2,8 +2,12 @@
 """Train a recogniser by a recipe.
 
     python scripts/train.py --recipe scripts/recipes/prompts_demo.yaml --data DATA --output runs/demo
-    accelerate launch --num_processes 4 --mixed_precision bf16 scripts/train.py --recipe R.yaml --data DATA --output OUT
     python scripts/train.py --output runs/demo --resume
+
+Several GPUs, or several processes on the CPU:
+
+    accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 scripts/train.py --recipe R.yaml ...
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/train.py --recipe R.yaml ...
 
 DATA is a folder with one sub-folder per split (train/, validation/), each with its audio and a metadata.csv (columns
 file_name, text, optionally speaker). Ctrl-C saves a checkpoint and stops; --resume goes on exactly there.
@@ -11,6 +15,7 @@ file_name, text, optionally speaker). Ctrl-C saves a checkpoint and stops; --res
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -44,8 +49,22 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def asked_for_processes_that_did_not_start() -> bool:
+    """`accelerate launch --cpu --num_processes 2` starts one process unless it is given an MPI host file."""
+    worlds = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    by_accelerate_on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "True" and "KMP_AFFINITY" in os.environ
+    return by_accelerate_on_cpu and "MASTER_PORT" in os.environ and not any(name in os.environ for name in worlds)
+
+
 def main() -> int:
     arguments = parse()
+    if asked_for_processes_that_did_not_start():
+        print(
+            "train.py: `accelerate launch --cpu --num_processes N` starts a single process. For N on the CPU:\n"
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N scripts/train.py ...",
+            file=sys.stderr,
+        )
+        return 1
     disable_progress_bar()  # of loading and saving weights
     keep_freed_memory()
     overrides = arguments.set + ([f"data.path={arguments.data}"] if arguments.data else [])

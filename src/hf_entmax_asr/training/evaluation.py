@@ -9,15 +9,34 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import AutoProcessor
+from transformers import AutoProcessor, LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.metrics import ErrorCounts, deletion_collapse, error_counts
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.training.batching import BatchOptions, cut_batches
 from hf_entmax_asr.training.checkpointing import CheckpointError
-from hf_entmax_asr.training.utterances import Utterances
+from hf_entmax_asr.training.utterances import Utterances, count_positions
 
 Batch = dict[str, torch.Tensor]
+
+
+class _EndAtPositions(LogitsProcessor):
+    """Ends each hypothesis after as many tokens as its utterance has encoder positions."""
+
+    def __init__(self, positions: np.ndarray, eos_token_id: int) -> None:
+        self.limits = torch.from_numpy(positions)
+        self.first = int(positions.min())
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """input_ids (B·beams, 1 + tokens so far), scores (B·beams, V)."""
+        tokens = input_ids.shape[1] - 1
+        if tokens < self.first:
+            return scores
+        limits = self.limits.to(scores.device).repeat_interleave(len(scores) // len(self.limits))
+        ended = torch.full_like(scores, float("-inf"))
+        ended[:, self.eos_token_id] = 0.0
+        return torch.where((tokens >= limits)[:, None], ended, scores)
 
 
 def load_recogniser(checkpoint: str, device: str | None = None) -> tuple[Any, Any]:
@@ -78,8 +97,8 @@ def recognise(
         frames_per_batch: padded frames of a batch; an utterance above it is a batch of its own.
         progress: called with the number of utterances of each finished batch.
 
-    No hypothesis has more tokens than its batch has encoder positions, so that a model which does not stop yet costs
-    no more than one that says something at every position.
+    No hypothesis has more tokens than its utterance has encoder positions: a model that does not stop yet costs no more
+    than one that says something at every position, and the batch an utterance is in changes nothing.
     """
     frames = np.asarray(frames)
     if len(frames) == 0:
@@ -91,9 +110,13 @@ def recognise(
     try:
         for indices in cut_batches(np.argsort(-frames, kind="stable").tolist(), frames, options):
             batch = {key: value.to(model.device) for key, value in load(indices).items() if key != "labels"}
-            positions = -(-batch["input_features"].shape[1] // model.config.downsampling_factor)
+            positions = count_positions(frames[list(indices)], model.config.subsampling_layers)
             tokens = model.generate(
-                **batch, num_beams=num_beams, do_sample=False, max_length=None, max_new_tokens=positions + 1
+                **batch,
+                num_beams=num_beams,
+                do_sample=False,
+                max_new_tokens=int(positions.max()) + 1,
+                logits_processor=LogitsProcessorList([_EndAtPositions(positions, model.config.eos_token_id)]),
             )
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 texts[index] = text
