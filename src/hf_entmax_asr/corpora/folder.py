@@ -238,9 +238,9 @@ def _cut_short(head: bytes, tail: bytes, size: int) -> str | None:
         if 8 < announced < 0xFFFFFF00 and announced > size + 1:
             return f"its header announces {announced} bytes, it has {size}"
     if head[:4] == b"OggS":
-        page = tail.rfind(b"OggS")
-        if page < 0 or len(tail) < page + 27 or not tail[page + 5] & 4:
-            return "its last page does not close the stream"
+        page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
+        if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+            return "its last page is not whole or does not close the stream"
     return None
 
 

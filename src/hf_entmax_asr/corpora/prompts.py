@@ -68,20 +68,19 @@ class Composition:
 def speech_bounds(waveform: np.ndarray) -> tuple[int, int]:
     """Return where the speech in a waveform (samples,) at 16 kHz starts and ends (samples, the end excluded).
 
-    Speech reaches from the first to the last place where two 10 ms windows (5 ms apart) in a row are within 40 dB of
-    the loudest window. Raises ValueError when there is no sound, or less than two windows.
+    Speech reaches from the first to the last place where three 10 ms windows in a row, 5 ms apart, are within 40 dB of
+    the loudest window; a click sounds in two only. Raises ValueError when nothing sounds so long, or the waveform is
+    shorter than the three windows.
     """
     hop, window = SAMPLING_RATE // 200, SAMPLING_RATE // 100
-    if len(waveform) < window + hop:
-        raise ValueError(f"{len(waveform)} samples are too few to find speech in: {window + hop} needed")
+    if len(waveform) < window + 2 * hop:
+        raise ValueError(f"{len(waveform)} samples are too few to find speech in: at least {window + 2 * hop} wanted")
     power = (np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), window)[::hop] ** 2).mean(axis=1)
-    if not power.max() > 0:
-        raise ValueError("the waveform is silent")
-    loud = power > power.max() * 10 ** (-SPEECH_BELOW_PEAK_DB / 10)
-    places = np.flatnonzero(loud[:-1] & loud[1:])
+    loud = (power > 0) & (power >= power.max() * 10 ** (-SPEECH_BELOW_PEAK_DB / 10))
+    places = np.flatnonzero(loud[:-2] & loud[1:-1] & loud[2:])
     if not len(places):
-        raise ValueError("no sound lasts longer than 10 ms")
-    return int(places[0]) * hop, (int(places[-1]) + 1) * hop + window
+        raise ValueError("the waveform is silent, or nothing but clicks")
+    return int(places[0]) * hop, (int(places[-1]) + 2) * hop + window
 
 
 def load_recordings(corpus_root: str | Path) -> dict[str, list[Recording]]:
