@@ -93,6 +93,11 @@ def _compute_dtype(scores: Tensor) -> torch.dtype:
     return torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What long sums are accumulated in: a float32 sum of 2000 terms of which one is large is off by up to 1e-5."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _checked_alpha(alpha: float | Tensor, scores: Tensor, dim: int) -> Tensor:
     if not isinstance(alpha, Tensor):
         if not 1 <= alpha <= 2:
@@ -111,9 +116,12 @@ def _checked_alpha(alpha: float | Tensor, scores: Tensor, dim: int) -> Tensor:
     return alpha
 
 
-def _log_qexp(x: Tensor, eps: Tensor) -> Tensor:
-    """log [1 + ε x]_+^(1/ε), −inf outside the support, x itself at ε = 0."""
-    return torch.where(eps == 0, x, torch.log1p((eps * x).clamp(min=-1)) / eps.clamp(min=1e-30))
+def _weights(a: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """p = [1 + ε (a − t)]_+^(1/ε), exp(a − t) at ε = 0, and its slope −dp/dt = p^(1−ε)."""
+    x = a - t
+    log_p = torch.where(eps == 0, x, torch.log1p((eps * x).clamp(min=-1)) / eps.clamp(min=1e-30))
+    p = torch.exp(log_p)
+    return p, p / (1 + eps * x).clamp(min=1e-30)
 
 
 def _solve(a: Tensor, eps: Tensor, dim: int) -> Tensor:
@@ -126,17 +134,19 @@ def _solve(a: Tensor, eps: Tensor, dim: int) -> Tensor:
     t = torch.zeros_like(a.amax(dim, keepdim=True))
     compiling = torch.compiler.is_compiling()
     for _ in range(COMPILED_NEWTON_STEPS if compiling else MAX_NEWTON_STEPS):
-        x = a - t
-        p = torch.exp(_log_qexp(x, eps))
+        p, slope = _weights(a, t, eps)
         total = p.sum(dim, keepdim=True)  # F
-        slope = (p / (1 + eps * x).clamp(min=1e-30)).sum(dim, keepdim=True)  # N: p^(1−ε) = p / [1 + ε x]
         log_total = total.log()
-        step = total / slope * torch.where(eps == 0, log_total, -torch.expm1(-eps * log_total) / eps.clamp(min=1e-30))
+        step = torch.where(eps == 0, log_total, -torch.expm1(-eps * log_total) / eps.clamp(min=1e-30))
+        step = step * total / slope.sum(dim, keepdim=True)
         step = torch.where(total > 0, step, 0.0)  # an empty row stays put
         t = t + step
         if not compiling and bool((step <= 8 * torch.finfo(t.dtype).eps * t.clamp(min=1.0)).all()):
             break
-    return torch.exp(_log_qexp(a - t, eps))
+    # The digits of t end before those of p, which shows where thousands of p share the sum: a last step in p itself.
+    p, slope = _weights(a, t, eps)
+    missing = (1 - p.sum(dim, keepdim=True, dtype=wide_dtype(p.device))).to(p.dtype)
+    return (p + slope * (missing / slope.sum(dim, keepdim=True).clamp(min=1e-30))).clamp(min=0)
 
 
 def _psi(y: Tensor, large: Tensor) -> Tensor:
