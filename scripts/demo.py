@@ -52,14 +52,21 @@ def parse() -> argparse.Namespace:
 
 def train(data: Path, run: Path, processes: int, overrides: list[str]) -> None:
     """scripts/train.py under `accelerate launch`, as a user would start it; goes on with a run that was stopped."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable]
+    if processes > 1:  # on the CPU, accelerate starts several processes only when told so in this way
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += [str(ROOT / "scripts" / "train.py"), "--recipe", str(RECIPE), "--data", str(data), "--output", str(run)]
     command += ["--set", *overrides] if overrides else []
     command += ["--resume"] if (run / "last").exists() else []
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    print("$", " ".join(command[1:]), flush=True)
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
+    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
+    print("$", " ".join([*(f"{k}={v}" for k, v in settings.items()), "python", *command[1:]]), flush=True)
+    status = subprocess.run(command, check=False, env=os.environ | settings).returncode
+    if status:
+        sys.exit(
+            f"demo.py: training ended with status {status}; start the demo again to go on from its last checkpoint"
+        )
 
 
 def score(model: Any, processor: Any, split: Utterances) -> dict[str, Any]:
