@@ -555,12 +555,33 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints_clean(tones, tmp_path, m
         step(self, batches)
 
     monkeypatch.setattr(TrainingRun, "_step", poisoned)
-    recipe = tiny_recipe(tones, evaluation={"save_every_steps": 1}, data={"validation_split": None})
-    with pytest.raises(TrainingDiverged, match=r"between steps 4 and 6.*last checkpoint"):
-        train(recipe, tmp_path / "run")
-    last = CheckpointStore(tmp_path / "run").last()
-    assert last.name == "step-00000005"
-    assert all(bool(torch.isfinite(t).all()) for t in weights(last).values())
+    for log_every in (2, 100):  # noticed by the log line, or before a checkpoint is written
+        evaluation = {"save_every_steps": 1, "log_every_steps": log_every}
+        recipe = tiny_recipe(tones, evaluation=evaluation, data={"validation_split": None})
+        with pytest.raises(TrainingDiverged, match=r"between steps [04] and 6.*last checkpoint"):
+            train(recipe, tmp_path / f"run{log_every}")
+        last = CheckpointStore(tmp_path / f"run{log_every}").last()
+        assert last.name == "step-00000005"
+        assert all(bool(torch.isfinite(t).all()) for t in weights(last).values())
+
+
+def test_gates_close_exactly(tones, tmp_path):
+    model, optimizer = {"head_regularizer_weight": 100.0}, {"peak_learning_rate": 0.1}
+    recipe = tiny_recipe(tones, model=model, optimizer=optimizer, data={"validation_split": None})
+    result = train(recipe, tmp_path / "run", stop_after=3)
+    gates = load_checkpoint(result.last)[1].gates()
+    assert all(bool((gate == 0).all()) for gate in gates.values())
+    assert len(gates) == 1
+
+
+def test_features_read_by_workers_train_as_features_read_here(tones, tmp_path):
+    data = {"validation_split": None, "feature_cache_megabytes": 0}
+    runs = [
+        train(tiny_recipe(tones, data=data, batching={"num_workers": workers}), tmp_path / str(workers), stop_after=5)
+        for workers in (0, 1)
+    ]
+    here, there = (weights(run.last) for run in runs)
+    assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_a_bad_card_template_fails_before_training(tones, tmp_path):
