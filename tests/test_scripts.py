@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from hf_entmax_asr.training import train
 from hf_entmax_asr.training.recipe import recipe_to_dict
-from test_training import tiny_recipe, write_tones
+from tones import tiny_recipe, write_splits
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -25,10 +25,7 @@ SCRIPTS = ROOT / "scripts"
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("tones")
-    write_tones(root / "train", 24, seed=0)
-    write_tones(root / "test", 6, seed=1)
-    return root
+    return write_splits(tmp_path_factory.mktemp("tones"), train=24, test=6)
 
 
 def plain_recipe(tones: Path, **sections):

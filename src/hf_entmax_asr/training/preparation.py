@@ -129,7 +129,10 @@ def _build_once(recipe: Recipe, rows: dict[str, Any], output: Path, accelerator:
     """The processor, made by the main process and read by the others."""
     folder = output / "processor"
     if accelerator.is_main_process:
-        build_processor(recipe, rows).save_pretrained(folder)
+        try:
+            build_processor(recipe, rows).save_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise DataError(f"the tokenizer or the features cannot be prepared: {error}") from error
     accelerator.wait_for_everyone()
     return EntmaxAsrProcessor.from_pretrained(folder)
 
@@ -170,11 +173,24 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     tokenizer: Any
     if section.path is not None:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
+        _check_tokenizer(tokenizer, section.path)
     elif section.kind == "character":
         tokenizer = train_character_tokenizer(texts, word_boundary=section.word_boundary, nfkc=section.nfkc)
     else:
         tokenizer = train_bpe_tokenizer(texts, section.vocab_size, nfkc=section.nfkc)
     return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+def _check_tokenizer(tokenizer: Any, path: str) -> None:
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise RecipeError(f"the tokenizer in {path} has no {name}; the model needs it")
+    ids = tokenizer("a").input_ids
+    if not ids or ids[-1] != tokenizer.eos_token_id or tokenizer.bos_token_id in ids:
+        raise RecipeError(
+            f"the tokenizer in {path} makes {ids} of 'a'; it must append its end token ({tokenizer.eos_token_id}) "
+            "and no start token, as those of hf_entmax_asr.tokenization do"
+        )
 
 
 def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrProcessor, config: Any) -> Splits:

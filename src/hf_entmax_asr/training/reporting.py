@@ -38,7 +38,7 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if self.enabled and sys.stderr.isatty():
-            layout = "{percentage:3.0f} %|{bar}| {postfix}"
+            layout = "{percentage:3.0f} %|{bar:30}| {desc}"
             self.bar = tqdm(total=1.0, bar_format=layout, leave=True)
             self._redirect = logging_redirect_tqdm()
             self._redirect.__enter__()
@@ -77,7 +77,7 @@ class Reporter:
             + (f", {_clock(time_left)} left" if time_left is not None else "")
         )
         if self.bar is not None:
-            self.bar.set_postfix_str(line)
+            self.bar.set_description_str(line)
         else:
             logger.info(line)
         if self.writer is not None:
