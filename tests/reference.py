@@ -15,7 +15,7 @@ def entmax_by_bisection(scores: Tensor, alpha: float | Tensor) -> Tensor:
     """
     z = scores.double()
     z = z - z.amax(-1, keepdim=True)
-    eps = torch.as_tensor(alpha).double() - 1
+    eps = torch.as_tensor(alpha, dtype=torch.float64) - 1
     z, eps = torch.broadcast_tensors(z, eps)
     is_softmax = eps == 0
     eps = torch.where(is_softmax, 1.0, eps)
