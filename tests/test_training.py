@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hf_entmax_asr.corpora.folder import load_folder
@@ -167,6 +169,21 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints_clean(tones, tmp_path, m
         last = CheckpointStore(tmp_path / f"run{log_every}").last()
         assert last.name == "step-00000005"
         assert all(bool(torch.isfinite(t).all()) for t in weights(last).values())
+
+
+def test_mixed_precision_is_accelerates_setting_and_saves_float32(tones, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process has one setting; other tests have made it
+    try:
+        accelerator = Accelerator(mixed_precision="bf16")
+        result = train(tiny_recipe(tones, schedule={"max_steps": 3}), tmp_path / "bf16", accelerator=accelerator)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    exact = train(tiny_recipe(tones, schedule={"max_steps": 3}), tmp_path / "fp32")
+    half, full = weights(result.last), weights(exact.last)
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    assert any(not torch.equal(half[name], full[name]) for name in full)
+    losses = [read_history(run.last.parent / "history.jsonl")[0]["loss"] for run in (result, exact)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def test_gates_close_exactly(tones, tmp_path):
