@@ -99,11 +99,10 @@ def expected_soft_attention_loop(alignment: Tensor, energy: Tensor, chunk_size: 
 
 
 def hard_stop(energies: list[float], start: int, rule: str) -> int | None:
-    """First position from `start` on that fires, for one head; None if none does."""
+    """First position from `start` on that fires: σ(e) >= 1/2, or the chance to have stopped by then; or None."""
     not_yet = 1.0
     for j in range(start, len(energies)):
-        p = 1 / (1 + math.exp(-energies[j])) if energies[j] > -700 else 0.0
-        not_yet *= 1 - p
-        if (p if rule == "threshold" else 1 - not_yet) >= 0.5:
+        not_yet *= 1 / (1 + math.exp(min(energies[j], 700)))
+        if energies[j] >= 0 if rule == "threshold" else 1 - not_yet >= 0.5:
             return j
     return None

@@ -224,9 +224,17 @@ def hard_alignment(
 
     Returns:
         (B, H) integer, never left of `start`.
+
+    Raises:
+        ValueError: an unknown rule, or shapes that do not fit.
     """
     if rule not in ("threshold", "cumulative"):
         raise ValueError(f"rule = {rule!r} is not known. Use 'threshold' or 'cumulative'.")
+    if energy_row.dim() != 3 or start.shape != energy_row.shape[:2]:
+        raise ValueError(
+            f"energy_row has shape {tuple(energy_row.shape)} and start {tuple(start.shape)}; they must be (batch, "
+            "heads, positions) and (batch, heads)."
+        )
     positions = energy_row.shape[-1]
     energy = mask_energy(energy_row.unsqueeze(2), source_mask).squeeze(2)
     index = torch.arange(positions, device=energy.device)
