@@ -68,17 +68,14 @@ class MonotonicLayer(DynamicLayer):
         self.progress = self.window_keys = None
 
 
-def make_cache(config: EntmaxAsrConfig) -> EncoderDecoderCache:
-    """An empty cache with a `MonotonicLayer` for each monotonic decoder layer."""
-    return with_monotonic_layers(EncoderDecoderCache(DynamicCache(), DynamicCache()), config)
-
-
-def with_monotonic_layers(cache: Cache, config: EntmaxAsrConfig) -> EncoderDecoderCache:
-    """Makes a user's empty cache fit this model, in place.
+def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None) -> EncoderDecoderCache:
+    """An empty cache with a `MonotonicLayer` for each monotonic decoder layer; or a user's cache, made to fit in place.
 
     Raises:
         ValueError: a cache that cannot carry the state of monotonic heads.
     """
+    if cache is None:
+        cache = DynamicCache()
     if isinstance(cache, DynamicCache):
         cache = EncoderDecoderCache(cache, DynamicCache())
     if not isinstance(cache, EncoderDecoderCache) or not isinstance(cache.cross_attention_cache, DynamicCache):

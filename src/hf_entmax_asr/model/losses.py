@@ -1,8 +1,8 @@
-"""The training objective: (1 − w) · cross entropy + w · CTC + λ · head penalty."""
+"""The training objective: (1 − w) · cross entropy + w · CTC + λ · head penalty, and the proximal step of the gates."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
@@ -77,3 +77,25 @@ def summed_ctc_loss(
         reduction="sum",
         zero_infinity=True,
     )
+
+
+@torch.no_grad()
+def shrink_gates(gates: set[nn.Parameter], optimizer: torch.optim.Optimizer, weight: float) -> None:
+    """Soft threshold of head gates after an optimiser step, in place: g ← sign(g) max(|g| − s, 0).
+
+    The gradient of λΣ|g| makes gates small; this makes them exactly 0. The threshold s is the optimiser's step for a
+    gradient of λ: learning rate · λ, divided by √v̂ for an optimiser of Adam's kind.
+
+    Args:
+        gates: parameters of any shape; those that the optimiser does not hold stay as they are.
+        optimizer: just after its `step()`.
+        weight: λ.
+    """
+    for group in optimizer.param_groups:
+        for gate in gates.intersection(group["params"]):
+            threshold = torch.as_tensor(group["lr"] * weight, device=gate.device)
+            state = optimizer.state.get(gate, {})
+            if "exp_avg_sq" in state:
+                correction = 1 - group["betas"][1] ** float(state["step"])
+                threshold = threshold / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
+            gate.copy_(gate.sign() * (gate.abs() - threshold).clamp(min=0))

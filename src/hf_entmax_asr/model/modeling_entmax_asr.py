@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -17,8 +17,8 @@ from .attention import AttentionTransform, MultiHeadAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .encoder import EncoderLayer, sinusoidal_positions
-from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache, with_monotonic_layers
-from .losses import recognition_losses
+from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
+from .losses import recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import Conv2dSubsampling, subsampled_length, subsampled_mask
@@ -157,7 +157,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
             raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
-        past_key_values = self._cache(past_key_values, use_cache)
+        past_key_values = make_cache(self.config, past_key_values) if use_cache else None
         past_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
         tokens = inputs_embeds.shape[1]
         positions = torch.arange(past_tokens, past_tokens + tokens, device=inputs_embeds.device)
@@ -182,13 +182,6 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
             past_key_values=past_key_values,
             head_penalty=torch.stack(penalties).sum() if penalties else None,
         )
-
-    def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
-        if not use_cache:
-            return None
-        if past_key_values is None:
-            return make_cache(self.config)
-        return with_monotonic_layers(past_key_values, self.config)
 
 
 class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
@@ -373,34 +366,18 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
 
     def gates(self) -> dict[str, Tensor]:
         """The gate (H,) of every monotonic attention module that has gates, detached."""
+        return {name: gate.detach() for name, gate in self._gates().items()}
+
+    def proximal_gate_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Soft threshold of every gate, to be called after `optimizer.step()`; see `shrink_gates`. No-op without."""
+        shrink_gates(set(self._gates().values()), optimizer, self.config.head_regularizer_weight)
+
+    def _gates(self) -> dict[str, nn.Parameter]:
         return {
-            name.removeprefix("model."): module.gate.detach()
+            name.removeprefix("model."): module.gate
             for name, module in self.named_modules()
             if isinstance(module, MonotonicAttention) and hasattr(module, "gate")
         }
-
-    @torch.no_grad()
-    def proximal_gate_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Soft threshold of every gate, to be called after `optimizer.step()`: g ← sign(g) max(|g| − s, 0).
-
-        The gradient of λΣ|g| makes gates small; this makes them exactly 0. The threshold s is the optimiser's step
-        for a gradient of λ: learning rate · λ, divided by √v̂ for an optimiser of Adam's kind. No-op without gates.
-        """
-        gates = {
-            module.gate
-            for module in self.modules()
-            if isinstance(module, MonotonicAttention) and hasattr(module, "gate")
-        }
-        if not gates:
-            return
-        for group in optimizer.param_groups:
-            for gate in gates.intersection(group["params"]):
-                threshold = torch.as_tensor(group["lr"] * self.config.head_regularizer_weight, device=gate.device)
-                state = optimizer.state.get(gate, {})
-                if "exp_avg_sq" in state:
-                    correction = 1 - group["betas"][1] ** float(state["step"])
-                    threshold = threshold / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
-                gate.copy_(gate.sign() * (gate.abs() - threshold).clamp(min=0))
 
 
 # This file, not the package's __init__, is what travels with a checkpoint: what a Hub user needs stands here.
