@@ -72,7 +72,14 @@ def main() -> None:
     if not (folder / "test_modeling_common.py").exists():
         if "HF_ENTMAX_ASR_TRANSFORMERS_TESTS" in os.environ:
             raise SystemExit(f"HF_ENTMAX_ASR_TRANSFORMERS_TESTS = {folder} has no test_modeling_common.py.")
-        fetch(folder)
+        try:
+            fetch(folder)
+        except subprocess.CalledProcessError:
+            reason = f"transformers {VERSION} could not be downloaded (see above)"
+            if os.environ.get("CI") == "true":
+                raise SystemExit(f"{reason}; its common tests may not be skipped in CI.") from None
+            print(f"{reason}: its common tests will be skipped.")
+            return
     if not (folder / GENERATION).exists():
         fetch_generation(folder)
     print(f"transformers' own tests: {folder}")

@@ -238,6 +238,19 @@ def test_encoder_outputs_in_three_forms():
             assert torch.equal(again.loss, output.loss)
 
 
+def test_labels_make_no_cache_but_may_continue_one():
+    model = small_model(lively=True)
+    input_features, _ = features(batch=1)
+    tokens, labels = torch.tensor([[1, 5, 6, 7]]), torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        whole = model(input_features, labels=labels)
+        cache = model(input_features, decoder_input_ids=tokens[:, :2]).past_key_values
+        rest = {"decoder_input_ids": tokens[:, 2:], "labels": labels[:, 2:]}
+        continued = model(input_features, past_key_values=cache, **rest)
+    assert whole.past_key_values is None
+    torch.testing.assert_close(continued.logits, whole.logits[:, 2:])
+
+
 def test_outputs_as_tuples():
     model = small_model()
     input_features, _ = features()

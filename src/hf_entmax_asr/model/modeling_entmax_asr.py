@@ -305,7 +305,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             `logits` (B, U, V), attentions, `boundaries` and the parts of the loss.
         """
         if labels is not None:
-            use_cache = False
+            use_cache = False if past_key_values is None else use_cache  # training makes no cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         outputs = self.model(
