@@ -22,7 +22,8 @@ def _seed():
 
 
 def hard_rows(length: int, count: int = 8) -> torch.Tensor:
-    """Rows that break naive code: tiny and huge spreads, offsets, ties, equal entries, one peak, ramps, −∞."""
+    """Rows that break naive code: tiny and huge spreads, offsets, ties, equal entries, one peak, ramps, −∞, and crowds
+    on the border of the support."""
     noise = torch.randn(count, length)
     ramp = torch.linspace(0, 1, length)
     rows = [noise * spread for spread in (1e-6, 1e-3, 1.0, 10.0, 1e4)]
@@ -30,6 +31,8 @@ def hard_rows(length: int, count: int = 8) -> torch.Tensor:
     rows += [torch.randint(0, 3, (count, length)) * 0.1, torch.randint(0, 3, (count, length)).float()]
     rows += [ramp * torch.logspace(-4, 4, count)[:, None], -(ramp ** torch.logspace(-1.5, 1, count)[:, None])]
     rows += [-torch.log(torch.arange(1.0, length + 1))[None] / math.log(length + 1)]
+    crowd = torch.tensor([-1.0, -0.5, -2.0, -1.25])[:, None] + noise[:4] * torch.logspace(-5, -1, 4)[:, None]
+    rows += [crowd.index_fill(1, torch.tensor([0]), 0.0)]
     peaks = torch.zeros(count, length)
     peaks[:, 0] = torch.linspace(0.1, 2, count) * math.log(length + 1)
     rows += [peaks, torch.where(torch.rand(count, length) < 0.5, -torch.inf, noise).index_fill(1, torch.tensor([0]), 1)]
@@ -270,6 +273,12 @@ def test_empty_rows_are_zero_with_zero_gradients():
         assert (grad[0] != 0).any()
     (grad,) = torch.autograd.grad(entmax(scores, alpha, mask=mask & False), alpha, torch.randn(2, 3, 5))
     assert torch.equal(grad, torch.zeros(3, 1))
+    nothing = torch.full((2, 5), -torch.inf, requires_grad=True)
+    for function in (sparsemax, entmax15, softmax, lambda s: entmax(s, 1.0), lambda s: topk_softmax(s, 2)):
+        weights = function(nothing)
+        (grad,) = torch.autograd.grad(weights, nothing, torch.randn(2, 5))
+        assert torch.equal(weights, torch.zeros(2, 5))
+        assert torch.equal(grad, torch.zeros(2, 5))
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)

@@ -261,7 +261,7 @@ def hard_alignment(
 
 def last_position(source_mask: Tensor) -> Tensor:
     """(B, S) boolean -> (B,) index of the last real position (0 where there is none)."""
-    return (source_mask.long().cumsum(-1) * source_mask).argmax(-1)
+    return source_mask.long().cumsum(-1).argmax(-1)  # the first of the largest
 
 
 def preserve_mass(energy: Tensor, source_mask: Tensor | None = None) -> Tensor:
