@@ -11,7 +11,6 @@ transcript through transformers' pipeline, report.json and pictures to --output.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -46,23 +45,18 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--corpus", type=Path, default=ROOT / "sample_corpus", help="the recordings")
     parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override recipe values")
-    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="that train side by side")
+    parser.add_argument("--sentences", type=int, default=5000, help="composed for training (default: %(default)s)")
     return parser.parse_args()
 
 
-def train(data: Path, run: Path, processes: int, overrides: list[str]) -> None:
-    """scripts/train.py under `accelerate launch`, as a user would start it; goes on with a run that was stopped."""
-    command = [sys.executable]
-    if processes > 1:  # on the CPU, accelerate starts several processes only when told so in this way
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [str(ROOT / "scripts" / "train.py"), "--recipe", str(RECIPE), "--data", str(data), "--output", str(run)]
+def train(data: Path, run: Path, overrides: list[str]) -> None:
+    """scripts/train.py, as a user would start it; goes on with a run that was stopped."""
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--recipe", str(RECIPE)]
+    command += ["--data", str(data), "--output", str(run)]
     command += ["--set", *overrides] if overrides else []
     command += ["--resume"] if (run / "last").exists() else []
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
-    print("$", " ".join([*(f"{k}={v}" for k, v in settings.items()), "python", *command[1:]]), flush=True)
-    status = subprocess.run(command, check=False, env=os.environ | settings).returncode
+    print("$ python", " ".join(command[1:]), flush=True)
+    status = subprocess.run(command, check=False).returncode
     if status:
         sys.exit(
             f"demo.py: training ended with status {status}; start the demo again to go on from its last checkpoint"
@@ -241,11 +235,19 @@ def main() -> int:
     disable_progress_bar()
     output, run = arguments.output, arguments.output / "run"
     data = output / "data"
-    made = write_compositions(arguments.corpus, data, longest_prompt_s=LONGEST_PROMPT_S)
+    made = write_compositions(
+        arguments.corpus,
+        data,
+        train=arguments.sentences,
+        validation=min(100, arguments.sentences),
+        test=min(200, arguments.sentences),
+        longest_prompt_s=LONGEST_PROMPT_S,
+    )
     print("Data:", "; ".join(f"{name} {s['clips']} clips, {s['hours']:.2f} h" for name, s in made["splits"].items()))
-    train(data, run, arguments.processes, arguments.set)
+    training_started = time.monotonic()
+    train(data, run, arguments.set)
+    training_minutes = round((time.monotonic() - training_started) / 60, 2)
 
-    torch.set_num_threads(os.cpu_count() or 1)
     model, processor = load_recogniser(str(run / "best"))
     rows, word_times = load_folder(data), read_word_times(data)
     splits = {name: prepare_split(rows[name], processor) for name in ("validation", "test", "heldout_prompts")}
@@ -277,6 +279,7 @@ def main() -> int:
             "text": transcribe_through_pipeline(model, processor, audio),
         },
         "parameters": model.num_parameters(),
+        "training_minutes": training_minutes,
         "minutes": round((time.monotonic() - started) / 60, 2),
     }
     write_text_atomically(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
