@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_entmax_asr import expected_alignment, expected_soft_attention, hard_alignment
-from hf_entmax_asr.model.alignment import last_position, mask_energy, preserve_mass, soft_window
+from hf_entmax_asr.model.alignment import last_position, mask_energy, missing_mass, preserve_mass, soft_window
 from reference import expected_alignment_loop, expected_soft_attention_loop, hard_stop
 
 CHUNKS = (1, 2, 4, 30, 50, None)
@@ -305,3 +305,13 @@ def test_compiled_equals_eager():
     assert torch.equal(*(stops for _, stops in outcomes))
     grads = [torch.autograd.grad(soft.square().sum(), energy)[0] for soft, _ in outcomes]
     torch.testing.assert_close(*grads)
+
+
+def test_missing_mass_is_what_an_unpreserved_alignment_lacks():
+    torch.manual_seed(0)
+    energy = torch.randn(2, 3, 6, 9, dtype=torch.float64) - 1
+    mask = torch.arange(9) < torch.tensor([[9], [7]])
+    preserved = expected_alignment(preserve_mass(energy, mask), mask)
+    lacking = 1 - expected_alignment(energy, mask).sum(-1)
+    torch.testing.assert_close(missing_mass(energy, preserved, mask), lacking)
+    assert lacking.max() > 0.5

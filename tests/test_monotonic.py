@@ -195,9 +195,9 @@ def test_a_regulariser_has_a_gradient_where_it_is_asked_for(regularizer):
 
 
 def test_regularisers_by_hand():
-    def penalty(kind, energy, alignment, mask=None):
+    def penalty(kind, energy, alignment, mask=None, target_mask=None):
         attention = make_attention(head_regularizer=kind, head_regularizer_layers=[0])
-        return attention._penalty(energy, alignment, mask)
+        return attention._penalty(energy, alignment, mask, target_mask)
 
     # Two tokens, three positions; one head stops at 0 and 1, the other at 1 and 2, of which only half by itself.
     alignment = torch.tensor([[[[1.0, 0, 0], [0, 1, 0]], [[0, 1.0, 0], [0, 0, 1]]]])
@@ -207,12 +207,17 @@ def test_regularisers_by_hand():
     torch.testing.assert_close(penalty("boundary_consensus", energy, alignment), torch.tensor(1.0))
     mask = torch.tensor([[True, True, False]])
     cut = torch.tensor([[[[1.0, 0, 0], [0, 1, 0]], [[0, 1.0, 0], [0, 1, 0]]]])
-    torch.testing.assert_close(penalty("quantity", energy, cut, mask), torch.tensor(0.75))  # 1.5 and 1 of 2
+    torch.testing.assert_close(penalty("quantity", energy, cut, mask), torch.tensor(0.875))  # 0, ½ and ½, ¾ missing
+    real = torch.tensor([[True, False]])  # the second token is padding
+    torch.testing.assert_close(penalty("quantity", energy, cut, mask, real), torch.tensor(0.5))
+    torch.testing.assert_close(penalty("boundary_consensus", energy, alignment, None, real), torch.tensor(1.0))
 
     attention = make_attention(head_regularizer="group_lasso", head_regularizer_layers=[0])
     with torch.no_grad():
         attention.out_proj.weight.zero_()[0, [0, 4, 5]] = torch.tensor([2.0, 3.0, 4.0])  # heads 0, 1, 1
+    attention._penalty(energy, alignment, None).backward()
     torch.testing.assert_close(attention._penalty(energy, alignment, None).detach(), torch.tensor(7.0))
+    assert attention.out_proj.weight.grad.isfinite().all()  # at the slices that are exactly 0, too
 
 
 def test_a_soft_cache_is_not_read_hard():

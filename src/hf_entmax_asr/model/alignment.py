@@ -271,6 +271,26 @@ def preserve_mass(energy: Tensor, source_mask: Tensor | None = None) -> Tensor:
     return energy.masked_fill(index == last, torch.inf)
 
 
+def missing_mass(energy: Tensor, alignment: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    """How much of each token's alignment only `preserve_mass` holds: (B, H, U), 1 − its row sum without that.
+
+    `alignment` (B, H, U, S) is preserved, `energy` is not. Of what reaches the last position with token i, 1 − σ(e)
+    would have passed it, and what has passed does not come back: m_i = m_{i−1} + (1 − σ(e_i)) (a_i − m_{i−1}).
+    """
+    last = (
+        energy.new_tensor(energy.shape[-1] - 1, dtype=torch.long) if source_mask is None else last_position(source_mask)
+    )
+    at_last = last.view(-1, 1, 1, 1).expand(*energy.shape[:3], 1)
+    arrived = alignment.gather(-1, at_last).squeeze(-1)  # (B, H, U)
+    passes = torch.sigmoid(-energy.gather(-1, at_last)).squeeze(-1)
+    missing = torch.zeros_like(arrived[..., 0])
+    rows = []
+    for a, p in zip(arrived.unbind(-1), passes.unbind(-1), strict=True):
+        missing = missing + p * (a - missing)
+        rows.append(missing)
+    return torch.stack(rows, -1)
+
+
 def soft_window(energy: Tensor, boundary: Tensor, chunk_size: int | None, source_mask: Tensor | None = None) -> Tensor:
     """Weights (B, H, U, S) of heads that stopped at `boundary` (B, H, U): one-hot for width 1, else a softmax of
     `energy` over the window that ends there."""

@@ -18,7 +18,7 @@ from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .encoder import EncoderLayer, sinusoidal_positions
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
-from .losses import recognition_losses, shrink_gates
+from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import Conv2dSubsampling, subsampled_length, subsampled_mask
@@ -165,6 +165,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         x = F.dropout(x, self.config.dropout, self.training)
         self_mask = causal_mask(attention_mask, tokens, past_tokens, x.device)
         source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
+        target_mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()
         penalties = []
         for layer in self.layers:
             x, penalty = layer(
@@ -174,6 +175,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 source_mask,
                 past_key_values=past_key_values,
                 past_tokens=past_tokens,
+                target_mask=target_mask,
             )
             if penalty is not None:
                 penalties.append(penalty)
@@ -308,6 +310,8 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             use_cache = False if past_key_values is None else use_cache  # training makes no cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+                if decoder_attention_mask is None:
+                    decoder_attention_mask = labels != IGNORED
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
