@@ -18,7 +18,7 @@ from hf_entmax_asr.training import (
     SpeechSeq2SeqCollator,
     train,
 )
-from hf_entmax_asr.training.optimization import budget_used, learning_rate, parameter_groups
+from hf_entmax_asr.training.optimization import budget_used, learning_rate, parameter_groups, set_learning_rate
 from hf_entmax_asr.training.preparation import build_config, build_model, build_processor, load_checkpoint, load_rows
 from hf_entmax_asr.training.recipe import ScheduleSection
 from hf_entmax_asr.training.utterances import cache_features, checked, ctc_length, prepare_split
@@ -176,14 +176,17 @@ def test_weight_decay_spares_every_vector(tones):
     rows = load_rows(recipe)
     processor = build_processor(recipe, rows)
     model = build_model(recipe, build_config(recipe, processor), prepare_split(rows["train"], processor))
-    decayed, spared = parameter_groups(model, 0.1)
+    decayed, spared, alphas = parameter_groups(model, 0.1, alpha_rate_factor=5.0)
     assert decayed["weight_decay"] == 0.1
-    assert spared["weight_decay"] == 0.0
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert spared["weight_decay"] == alphas["weight_decay"] == 0.0
+    assert sum(len(group["params"]) for group in (decayed, spared, alphas)) == len(list(model.parameters()))
     names = {id(p): name for name, p in model.named_parameters()}
-    spared_names = {names[id(p)].rpartition(".")[2] for p in spared["params"]}
-    assert {"alpha_logit", "gate", "energy_bias", "bias"} <= spared_names
+    assert {"gate", "energy_bias", "bias"} <= {names[id(p)].rpartition(".")[2] for p in spared["params"]}
+    assert {names[id(p)].rpartition(".")[2] for p in alphas["params"]} == {"alpha_logit"}
     assert all(p.ndim > 1 for p in decayed["params"])
+    optimizer = torch.optim.AdamW([decayed, spared, alphas])
+    set_learning_rate(optimizer, 0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01, 0.05]
 
 
 def test_the_energy_bias_comes_from_the_data(tones):

@@ -45,6 +45,8 @@ def load_recogniser(checkpoint: str, device: str | None = None) -> tuple[Any, An
     Raises:
         CheckpointError: there is none, or it is not a checkpoint of this package.
     """
+    if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:
+        raise CheckpointError(f"there is no folder {checkpoint}; a Hub repository would be named owner/name")
     try:
         processor = AutoProcessor.from_pretrained(checkpoint)
         model: Any = EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)

@@ -9,22 +9,26 @@ from torch import nn
 from hf_entmax_asr.training.recipe import OptimizerSection, ScheduleSection
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and convolutions with decay, everything of at most one dimension without.
+def parameter_groups(model: nn.Module, weight_decay: float, alpha_rate_factor: float = 1.0) -> list[dict[str, Any]]:
+    """Three groups: matrices and convolutions with decay, everything of at most one dimension without, α logits apart.
 
     1-D parameters are the α logits, gates, energy biases, norms and biases; decay would pull α to 1.5 and gates to 0.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    alphas = [p for name, p in trained if name.endswith("alpha_logit")]
+    scalars = [p for name, p in trained if p.ndim <= 1 and not name.endswith("alpha_logit")]
+    groups = [
+        {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": scalars, "weight_decay": 0.0},
+        {"params": alphas, "weight_decay": 0.0, "rate_factor": alpha_rate_factor},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; without weight decay it is Adam. One fused pass over all parameters."""
     return torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay),
+        parameter_groups(model, section.weight_decay, section.alpha_rate_factor),
         lr=section.peak_learning_rate,
         betas=section.betas,
         eps=section.eps,
@@ -54,6 +58,6 @@ def learning_rate(schedule: ScheduleSection, peak: float, step: int, used: float
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group its learning rate: `rate`, times the group's own factor where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)

@@ -79,6 +79,7 @@ class OptimizerSection:
     """Adam; `weight_decay` (decoupled) never touches 1-D parameters: α logits, gates, energy biases, norms, biases."""
 
     peak_learning_rate: float = 1e-3
+    alpha_rate_factor: float = 1.0  # times that for the learned α, which moves little in a short training
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-9
     weight_decay: float = 0.0
@@ -358,6 +359,7 @@ _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
 )
 _POSITIVE = (
     "optimizer.peak_learning_rate",
+    "optimizer.alpha_rate_factor",
     "optimizer.eps",
     "optimizer.max_gradient_norm",
     "schedule.max_minutes",
