@@ -6,6 +6,8 @@ Importing this package registers its classes with transformers' Auto classes; th
 from .model.alignment import expected_alignment, expected_soft_attention, hard_alignment
 from .model.configuration_entmax_asr import EntmaxAsrConfig
 from .model.entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
+from .model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from .model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrModel
+from .model.processing_entmax_asr import EntmaxAsrProcessor
 
 __version__ = "0.1.0"

@@ -65,7 +65,7 @@ class SpecAugment:
         lengths = lengths.to(input_features.device)
         all_bins = torch.full_like(lengths, bins)
         bin_masked = _stretches(bins, all_bins, all_bins.clamp(max=self.F), self.m_F, generator)  # (B, F)
-        longest = (lengths * self.p).long().clamp(max=self.T)
+        longest = (lengths.double() * self.p).long().clamp(max=self.T)
         frame_masked = _stretches(frames, lengths, longest, self.m_T, generator)  # (B, T)
         return input_features.masked_fill(frame_masked[:, :, None] | bin_masked[:, None, :], self.mask_value)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .entmax import softmax
+from .entmax import softmax, wide_dtype
 
 try:  # the native forms, where the package is installed; this file also travels alone
     from hf_entmax_asr.kernels import expected_alignment as native_expected_alignment
@@ -20,6 +20,7 @@ except ImportError:
     native_expected_soft_attention = None  # type: ignore[assignment]
 
 LOG_HALF = -0.6931471805599453
+DIAGONALS_AT_ONCE = 32  # sigmoids taken together: few calls, and little memory in float64
 
 
 def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
@@ -33,7 +34,7 @@ def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previo
     for any energies. (The closed form with cumulative products, common in toolkits, loses alignment mass.)
 
     Args:
-        energy: (B, H, U, S), any floating dtype; ±∞ allowed. Computed in float32 for half precision.
+        energy: (B, H, U, S), any floating dtype; ±∞ allowed. Float32 or wider inside.
         source_mask: (B, S) boolean, true where real; elsewhere nothing stops.
         previous: (B, H, S) alignment of the token before the first; by default every head starts at position 0.
 
@@ -88,45 +89,62 @@ class _ExpectedAlignment(torch.autograd.Function):
 
     Adjoints, g = ∂loss/∂α:  ā_ij = g_ij + q̄_{i+1,j},  q̄_ij = ā_ij σ(e) + q̄_{i,j+1} σ(−e),
     ē_ij = σ(e) σ(−e) q_ij (ā_ij − q̄_{i,j+1}).
+
+    What is carried from step to step is float64: 1 − p, rounded to float32 two thousand times, loses 1e-4 of the mass.
+    What is kept for the backward is not.
     """
 
     @staticmethod
     def forward(ctx, energy: Tensor, previous: Tensor) -> Tensor:
         dtype = torch.float32 if energy.dtype in (torch.bfloat16, torch.float16) else energy.dtype
+        wide = wide_dtype(energy.device)
         rows, targets, positions = energy.shape
-        e = _skew(energy.to(dtype), fill=-torch.inf)  # (D, N, U), D = U + S − 1 diagonals
-        stop, go = torch.sigmoid(e), torch.sigmoid(-e)  # σ(−e), never 1 − σ(e); outside the lattice 0 and 1
-        diagonals = e.shape[0]
-        # One more diagonal in front and one more token row, so that every neighbour exists.
-        q = e.new_zeros(diagonals + 1, rows, targets + 1)
-        alignment = e.new_zeros(diagonals + 1, rows, targets + 1)
-        alignment[:positions, :, 0] = previous.to(dtype).T
-        for d in range(diagonals):
-            if d:
-                torch.mul(q[d, :, 1:], go[d - 1], out=q[d + 1, :, 1:])
-            q[d + 1, :, 1:] += alignment[d, :, :-1]
-            torch.mul(q[d + 1, :, 1:], stop[d], out=alignment[d + 1, :, 1:])
-        ctx.save_for_backward(stop, go, q[1:, :, 1:])
+        e = _skew(energy.to(dtype), fill=-torch.inf)  # (D, N, U), D = U + S − 1 diagonals; no stop outside the lattice
+        entering = F.pad(previous.to(wide).T, (0, 0, 0, targets - 1))  # (D, N): what token −1 hands to token 0
+        reached, alignment = torch.empty_like(e), torch.empty_like(e)  # q and α
+        q = e.new_zeros(rows, targets, dtype=wide)
+        a = e.new_zeros(rows, targets + 1, dtype=wide)  # α of the diagonal before, token −1 in front
+        for start in range(0, len(e), DIAGONALS_AT_ONCE):
+            stop, go = _stop_and_go(e[start : start + DIAGONALS_AT_ONCE], wide)
+            for d, (stop_d, go_d) in enumerate(zip(stop, go, strict=True), start):
+                a[:, 0] = entering[d]
+                q += a[:, :-1]
+                reached[d] = q
+                torch.mul(q, stop_d, out=a[:, 1:])
+                alignment[d] = a[:, 1:]
+                q *= go_d
+        ctx.save_for_backward(e, reached)
         ctx.positions, ctx.dtypes = positions, (energy.dtype, previous.dtype)
-        return _unskew(alignment[1:, :, 1:], positions).to(energy.dtype)
+        return _unskew(alignment, positions).to(energy.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        stop, go, q = ctx.saved_tensors
-        diagonals, rows, targets = stop.shape
-        g = _skew(grad.to(stop.dtype))
-        q_bar = stop.new_zeros(diagonals + 1, rows, targets + 1)  # q_bar[d, :, i] = q̄ of token i on diagonal d
-        difference = torch.empty_like(stop)  # ā_ij − q̄_{i,j+1}
-        for d in range(diagonals - 1, -1, -1):
-            right, below = q_bar[d + 1, :, :-1], q_bar[d + 1, :, 1:]
-            a_bar = g[d] + below
-            torch.sub(a_bar, right, out=difference[d])
-            torch.mul(a_bar, stop[d], out=q_bar[d, :, :-1])
-            q_bar[d, :, :-1].addcmul_(right, go[d])
+        e, reached = ctx.saved_tensors
+        wide = wide_dtype(e.device)
+        g = _skew(grad.to(e.dtype))
+        q_bar = e.new_zeros(e.shape[1], e.shape[2] + 1, dtype=wide)  # of the diagonal behind: q̄_{i,j+1}, and shifted by
+        entering = q_bar.new_empty(len(e), e.shape[1])  # one token q̄_{i+1,j}
+        grad_e = torch.empty_like(e)
+        for start in reversed(range(0, len(e), DIAGONALS_AT_ONCE)):
+            block = slice(start, start + DIAGONALS_AT_ONCE)
+            stop, go = _stop_and_go(e[block], wide)
+            for d in reversed(range(start, start + len(stop))):
+                a_bar = g[d] + q_bar[:, 1:]
+                torch.sub(a_bar, q_bar[:, :-1], out=grad_e[d])
+                q_bar[:, :-1] *= go[d - start]
+                q_bar[:, :-1].addcmul_(a_bar, stop[d - start])
+                entering[d] = q_bar[:, 0]
+            grad_e[block] *= stop * go
         energy_dtype, previous_dtype = ctx.dtypes
-        grad_energy = _unskew(difference * q * stop * go, ctx.positions).to(energy_dtype)
-        return grad_energy, q_bar[: ctx.positions, :, 0].T.to(previous_dtype)
+        grad_energy = _unskew(grad_e * reached, ctx.positions).to(energy_dtype)
+        return grad_energy, entering[: ctx.positions].T.to(previous_dtype)
+
+
+def _stop_and_go(energy: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """σ(e) and σ(−e): never 1 − σ(e), which is 0 long before it should be."""
+    energy = energy.to(dtype)
+    return torch.sigmoid(energy), torch.sigmoid(-energy)
 
 
 def _skew(x: Tensor, fill: float = 0.0) -> Tensor:
@@ -161,7 +179,7 @@ def expected_soft_attention(
         source_mask: (B, S) boolean, true where real.
 
     Returns:
-        (B, H, U, S) weights with the row sums of `alignment`, in its dtype; float32 inside for half precision.
+        (B, H, U, S) weights with the row sums of `alignment`, in its dtype.
 
     Raises:
         ValueError: chunk_size below 1, or shapes that do not fit.
@@ -172,41 +190,40 @@ def expected_soft_attention(
         raise ValueError(f"alignment {tuple(alignment.shape)} and energy {tuple(energy.shape)} differ in shape.")
     if chunk_size == 1:
         return alignment
-    if native_expected_soft_attention is not None and alignment.dim() == 4:
-        _check_source_mask(energy, source_mask)
+    _check_source_mask(energy, source_mask)
+    if native_expected_soft_attention is not None:
         weights = native_expected_soft_attention(alignment, energy, chunk_size, source_mask)
         if weights is not None:
             return weights
-    dtype = torch.float32 if alignment.dtype in (torch.bfloat16, torch.float16) else alignment.dtype
-    soft = _lookback if chunk_size is None else _chunkwise
-    # A finite stand-in for −∞, relative to the row, keeps every difference of energies defined.
-    u = mask_energy(energy.to(dtype), source_mask).clamp(min=-1e30)
-    return soft(alignment.to(dtype), u, chunk_size).to(alignment.dtype)
+    u = mask_energy(energy, source_mask)
+    if chunk_size is None:
+        return _lookback(alignment, u)
+    return _chunkwise(alignment, u, chunk_size)
 
 
 def _chunkwise(alignment: Tensor, u: Tensor, width: int) -> Tensor:
+    dtype = torch.promote_types(alignment.dtype, torch.float32)
     positions = u.shape[-1]
-    windows = F.pad(u, (width - 1, 0), value=-torch.inf).unfold(-1, width, 1)  # (..., S, w), window k ends at k
-    shares = torch.softmax(windows, -1) * alignment.unsqueeze(-1)  # what stopping at k sends to each of its window
+    # A finite stand-in for −∞ keeps a window of padding defined; windows do not reach in front of position 0.
+    u = F.pad(u.to(dtype).clamp(min=-1e30), (width - 1, 0), value=-torch.inf)
+    windows = u.unfold(-1, width, 1)  # (..., S, w), window k ends at k
+    shares = torch.softmax(windows, -1) * alignment.to(dtype).unsqueeze(-1)  # what stopping at k sends over its window
     # Position j sits in window k at offset j − k + w − 1: move every offset into place and add.
-    beta = torch.zeros_like(alignment)
-    for offset in range(width):
-        back = width - 1 - offset
-        if back < positions:
-            beta = beta + F.pad(shares[..., back:, offset], (0, back))
-    return beta
+    beta = shares[..., -1]
+    for back in range(1, min(width, positions)):
+        beta = beta + F.pad(shares[..., back:, width - 1 - back], (0, back))
+    return beta.to(alignment.dtype)
 
 
-@torch.compiler.disable
-def _lookback(alignment: Tensor, u: Tensor, _width: None) -> Tensor:
-    # β_j = e^(u_j) Σ_{k>=j} α_k / Z_k with Z_k = Σ_{l<=k} e^(u_l). For R_j = Z_j Σ_{k>=j} α_k / Z_k that is a recurrence,
-    # linear in α, whose factors never exceed 1: R_j = α_j + R_{j+1} Z_j / Z_{j+1}, β_j = e^(u_j) R_j / Z_j.
-    log_z = torch.logcumsumexp(u, -1)
-    shrink = torch.exp(log_z[..., :-1] - log_z[..., 1:])
-    rest = [alignment[..., -1]]
-    for j in range(u.shape[-1] - 2, -1, -1):
-        rest.append(alignment[..., j] + rest[-1] * shrink[..., j])
-    return torch.exp(u - log_z) * torch.stack(rest[::-1], -1)
+def _lookback(alignment: Tensor, u: Tensor) -> Tensor:
+    # Drawing j <= k from the softmax of u_0 … u_k is a walk back from k that stops at j with probability
+    # e^(u_j) / Σ_{l<=j} e^(u_l) = σ(u_j − log Σ_{l<j} e^(u_l)): an expected alignment of one token, read backwards.
+    u = u.to(wide_dtype(u.device)).clamp(min=-1e30)
+    before = F.pad(torch.logcumsumexp(u, -1)[..., :-1], (1, 0), value=-torch.inf)
+    positions = u.shape[-1]
+    energy = (u - before).flip(-1).reshape(-1, 1, positions)
+    beta = _expected_alignment(energy, alignment.flip(-1).reshape(-1, positions).to(energy.dtype))
+    return beta.view(alignment.shape).flip(-1).to(alignment.dtype)
 
 
 def hard_alignment(
@@ -230,9 +247,17 @@ def hard_alignment(
 
     Returns:
         (B, H) integer, never left of `start`.
+
+    Raises:
+        ValueError: an unknown rule, or shapes that do not fit.
     """
     if rule not in ("threshold", "cumulative"):
         raise ValueError(f"rule = {rule!r} is not known. Use 'threshold' or 'cumulative'.")
+    if energy_row.dim() != 3 or start.shape != energy_row.shape[:2]:
+        raise ValueError(
+            f"energy_row has shape {tuple(energy_row.shape)} and start {tuple(start.shape)}; they must be (batch, "
+            "heads, positions) and (batch, heads)."
+        )
     positions = energy_row.shape[-1]
     energy = mask_energy(energy_row.unsqueeze(2), source_mask).squeeze(2)
     index = torch.arange(positions, device=energy.device)
@@ -259,7 +284,7 @@ def hard_alignment(
 
 def last_position(source_mask: Tensor) -> Tensor:
     """(B, S) boolean -> (B,) index of the last real position (0 where there is none)."""
-    return (source_mask.long().cumsum(-1) * source_mask).argmax(-1)
+    return source_mask.long().cumsum(-1).argmax(-1)  # the first of the largest
 
 
 def preserve_mass(energy: Tensor, source_mask: Tensor | None = None) -> Tensor:
@@ -267,6 +292,26 @@ def preserve_mass(energy: Tensor, source_mask: Tensor | None = None) -> Tensor:
     index = torch.arange(energy.shape[-1], device=energy.device)
     last = index[-1:] if source_mask is None else last_position(source_mask).view(-1, 1, 1, 1)
     return energy.masked_fill(index == last, torch.inf)
+
+
+def missing_mass(energy: Tensor, alignment: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    """How much of each token's alignment only `preserve_mass` holds: (B, H, U), 1 − its row sum without that.
+
+    `alignment` (B, H, U, S) is preserved, `energy` is not. Of what reaches the last position with token i, 1 − σ(e)
+    would have passed it, and what has passed does not come back: m_i = m_{i−1} + (1 − σ(e_i)) (a_i − m_{i−1}).
+    """
+    last = (
+        energy.new_tensor(energy.shape[-1] - 1, dtype=torch.long) if source_mask is None else last_position(source_mask)
+    )
+    at_last = last.view(-1, 1, 1, 1).expand(*energy.shape[:3], 1)
+    arrived = alignment.gather(-1, at_last).squeeze(-1)  # (B, H, U)
+    passes = torch.sigmoid(-energy.gather(-1, at_last)).squeeze(-1)
+    missing = torch.zeros_like(arrived[..., 0])
+    rows = []
+    for a, p in zip(arrived.unbind(-1), passes.unbind(-1), strict=True):
+        missing = missing + p * (a - missing)
+        rows.append(missing)
+    return torch.stack(rows, -1)
 
 
 def soft_window(energy: Tensor, boundary: Tensor, chunk_size: int | None, source_mask: Tensor | None = None) -> Tensor:

@@ -95,9 +95,9 @@ class MultiHeadAttention(nn.Module):
         past_key_values: EncoderDecoderCache | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(B, T, C), with a boolean mask that broadcasts to (B, H, T, S) -> output (B, T, C), weights (B, H, T, S)."""
-        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale  # here, for float16's range
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
-        weights = self.transform(query @ key.transpose(-1, -2) * self.scale, attention_mask)
+        weights = self.transform(query @ key.transpose(-1, -2), attention_mask)
         context = F.dropout(weights, self.dropout, self.training).to(value.dtype) @ value  # (B, H, T, D)
         if hasattr(self, "cross_head"):
             context = self.cross_head(hidden_states, context)

@@ -4,7 +4,9 @@
 Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says so.
 """
 
-from huggingface_hub.dataclasses import strict
+from collections.abc import Callable
+
+from huggingface_hub.dataclasses import strict, validated_field
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -32,6 +34,16 @@ FRACTIONS = (
     "ctc_loss_weight",
 )
 HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus")
+
+
+def one_of(*choices: str) -> Callable[[str], None]:
+    """A check of a field against a list, made whenever the field is set."""
+
+    def check(value: str) -> None:
+        if value not in choices:
+            raise ValueError(f"{value!r} is not known. Use one of: {', '.join(choices)}.")
+
+    return check
 
 
 @strict
@@ -141,8 +153,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
     energy_bias_init: float | int = -2.0
     energy_noise_std: float | int = 1.0
     monotonic_straight_through: bool = False
-    monotonic_decoding: str = "hard"
-    firing_rule: str = "threshold"
+    # These two are switched on a living model, where a slip of the pen would go unnoticed.
+    monotonic_decoding: str = validated_field(one_of("hard", "soft"), default="hard")
+    firing_rule: str = validated_field(one_of("threshold", "cumulative"), default="threshold")
     head_drop: float | int = 0.0
 
     head_regularizer: str = "none"
@@ -182,8 +195,6 @@ class EntmaxAsrConfig(PreTrainedConfig):
             ("cross_transform", TRANSFORMS),
             ("cross_head_transform", CROSS_HEAD_TRANSFORMS),
             ("cross_attention", ("full", "monotonic")),
-            ("monotonic_decoding", ("hard", "soft")),
-            ("firing_rule", ("threshold", "cumulative")),
             ("head_regularizer", HEAD_REGULARIZERS),
             ("activation_function", tuple(ACT2FN)),
         ):

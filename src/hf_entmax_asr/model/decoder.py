@@ -38,8 +38,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         source_mask: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         past_tokens: int = 0,
+        target_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S) -> (B, U, C), penalty."""
+        """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S), mask of the tokens (B, U)
+        -> (B, U, C), penalty."""
         update, _ = self.self_attn(
             self.self_attn_layer_norm(hidden_states), attention_mask, past_key_values=past_key_values
         )
@@ -51,6 +53,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             source_mask,
             past_key_values,
             past_tokens,
+            target_mask,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
@@ -64,11 +67,12 @@ class DecoderLayer(GradientCheckpointingLayer):
         source_mask: Tensor | None,
         past_key_values: EncoderDecoderCache | None,
         past_tokens: int,
+        target_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.encoder_attn, MonotonicAttention):
             cache = None if past_key_values is None else past_key_values.cross_attention_cache.layers[self.layer_idx]
             update, _, _, penalty = self.encoder_attn(
-                hidden_states, encoder_hidden_states, source_mask, cache, past_tokens
+                hidden_states, encoder_hidden_states, source_mask, cache, past_tokens, target_mask
             )
             return update, penalty
         mask = None if source_mask is None else source_mask[:, None, None, :]

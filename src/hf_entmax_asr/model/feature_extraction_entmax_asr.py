@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
+
+from .configuration_entmax_asr import EntmaxAsrConfig
 
 logger = logging.get_logger(__name__)
 
@@ -334,3 +336,6 @@ def _not_samples(item: Any) -> str:
 
 
 EntmaxAsrFeatureExtractor.register_for_auto_class()
+# Not in the copy that travels with a checkpoint: the next checkpoint would then be read with the code of this one.
+if __name__.startswith("hf_entmax_asr."):
+    AutoFeatureExtractor.register(EntmaxAsrConfig, EntmaxAsrFeatureExtractor, exist_ok=True)

@@ -1,8 +1,12 @@
-"""What generation carries from token to token: keys, values, and how far each monotonic head has read."""
+"""Generation: what it carries from token to token (keys, values, how far each monotonic head has read), and where the
+heads stopped."""
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
@@ -25,8 +29,20 @@ class MonotonicLayer(DynamicLayer):
         return [name for name in ("progress", "window_keys") if getattr(self, name) is not None]
 
     def state(self, tokens: int) -> Tensor | None:
-        """Progress after the first `tokens` tokens: (B, H) or (B, H, S); None before the first."""
-        return None if self.progress is None or tokens == 0 else self.progress[:, :, tokens - 1]
+        """Progress after the first `tokens` tokens: (B, H) or (B, H, S); None before the first.
+
+        Raises:
+            ValueError: the tokens went through the cache without this layer.
+        """
+        if tokens == 0:
+            return None
+        known = 0 if self.progress is None else self.progress.shape[2]
+        if self.progress is None or known < tokens:
+            raise ValueError(
+                f"past_key_values holds {tokens} tokens but head positions for {known}. Pass on the past_key_values "
+                "that the model returned, not the object that it was given."
+            )
+        return self.progress[:, :, tokens - 1]
 
     def record(self, progress: Tensor, tokens: int) -> None:
         """Appends the progress of the newest tokens behind the first `tokens`."""
@@ -52,17 +68,14 @@ class MonotonicLayer(DynamicLayer):
         self.progress = self.window_keys = None
 
 
-def make_cache(config: EntmaxAsrConfig) -> EncoderDecoderCache:
-    """An empty cache with a `MonotonicLayer` for each monotonic decoder layer."""
-    return with_monotonic_layers(EncoderDecoderCache(DynamicCache(), DynamicCache()), config)
-
-
-def with_monotonic_layers(cache: Cache, config: EntmaxAsrConfig) -> EncoderDecoderCache:
-    """Makes a user's empty cache fit this model, in place.
+def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None) -> EncoderDecoderCache:
+    """An empty cache with a `MonotonicLayer` for each monotonic decoder layer; or a user's cache, made to fit in place.
 
     Raises:
         ValueError: a cache that cannot carry the state of monotonic heads.
     """
+    if cache is None:
+        cache = DynamicCache()
     if isinstance(cache, DynamicCache):
         cache = EncoderDecoderCache(cache, DynamicCache())
     if not isinstance(cache, EncoderDecoderCache) or not isinstance(cache.cross_attention_cache, DynamicCache):
@@ -82,3 +95,101 @@ def with_monotonic_layers(cache: Cache, config: EntmaxAsrConfig) -> EncoderDecod
                 )
             layers[layer] = kind()
     return cache
+
+
+def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:
+    """A copy of encoder outputs given as an object or as a tuple (states, hidden states, attentions)."""
+    if isinstance(encoder_outputs, tuple):
+        return BaseModelOutput(*encoder_outputs[:3])
+    return type(encoder_outputs)(**encoder_outputs)
+
+
+class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
+    """`generate` with the cache of this model, which also tells where each monotonic head stopped."""
+
+    # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
+    config: EntmaxAsrConfig
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, generation_config=None, *args, **kwargs):
+        """As in transformers, with greedy search, sampling, beam search and assisted decoding.
+
+        With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
+        (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
+        They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
+        """
+        settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+        features = kwargs.get("input_features") if inputs is None else inputs
+        encoder_outputs = kwargs.get("encoder_outputs")
+        wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
+        if encoder_outputs is None and features is not None and wants_boundaries:
+            encoder_outputs = self.get_encoder()(
+                features,
+                attention_mask=kwargs.get("attention_mask"),
+                output_attentions=settings.output_attentions,
+                output_hidden_states=settings.output_hidden_states,
+                return_dict=True,
+            )
+        if encoder_outputs is not None:
+            # A copy, because transformers repeats the states for each beam in place.
+            kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
+        result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
+            states, mask = encoder_outputs[0], kwargs.get("attention_mask")
+            repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
+            result["boundaries"] = self.head_boundaries(
+                result.sequences,
+                attention_mask=None if mask is None else mask.repeat_interleave(repeats, 0),
+                encoder_outputs=(states.repeat_interleave(repeats, 0),),
+            )
+        return result
+
+    def _stops_are_hard(self) -> bool:
+        return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """Our cache in place of the default one, because monotonic heads carry their positions in it."""
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation = {implementation!r} is not supported: the heads of this model keep positions "
+                "that a static, offloaded or quantized cache has no place for. Leave cache_implementation unset."
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = make_cache(self.config)
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def head_boundaries(
+        self,
+        sequences: Tensor,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Where each monotonic head stops for each token of `sequences`.
+
+        Args:
+            sequences: (B, 1 + U) as `generate` returns them, decoder start token first.
+            input_features, attention_mask: of the same utterances, or `encoder_outputs` in place of the features.
+
+        Returns:
+            One (B, H, U) tensor of encoder positions per monotonic layer; entry u belongs to token sequences[:, 1 + u]
+            (what stands behind the end of a sentence means nothing). Empty for a model without monotonic layers, or
+            with monotonic_decoding="soft".
+        """
+        training, _ = self.training, self.eval()
+        try:
+            outputs = self.model(
+                input_features,
+                attention_mask=attention_mask,
+                decoder_input_ids=sequences[:, :-1],
+                encoder_outputs=encoder_outputs,
+                use_cache=False,
+                output_boundaries=True,
+                return_dict=True,
+            )
+        finally:
+            self.train(training)
+        return outputs.boundaries

@@ -1,20 +1,14 @@
 """EntmaxAsr: an encoder-decoder speech recogniser with adaptively sparse and monotonic attention (arXiv 2209.15176)."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, EncoderDecoderCache
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -23,37 +17,11 @@ from .attention import AttentionTransform, MultiHeadAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .encoder import EncoderLayer, sinusoidal_positions
-from .generation_entmax_asr import make_cache, with_monotonic_layers
+from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
+from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
+from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import Conv2dSubsampling, subsampled_length, subsampled_mask
-
-
-@dataclass
-class EntmaxAsrDecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
-    """Decoder output; `head_penalty` is the unweighted head regulariser of a training pass, `boundaries` (with
-    `output_boundaries=True`) where each head stopped, one (B, H, U) per monotonic layer."""
-
-    head_penalty: Tensor | None = None
-    boundaries: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class EntmaxAsrModelOutput(Seq2SeqModelOutput):
-    """As `Seq2SeqModelOutput`, with `head_penalty` and `boundaries` of the decoder."""
-
-    head_penalty: Tensor | None = None
-    boundaries: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class EntmaxAsrSeq2SeqLMOutput(Seq2SeqLMOutput):
-    """As `Seq2SeqLMOutput`, with the parts of the loss (detached), `ctc_logits` (B, S, V) and `boundaries`."""
-
-    cross_entropy_loss: Tensor | None = None
-    ctc_loss: Tensor | None = None
-    head_penalty: Tensor | None = None
-    ctc_logits: Tensor | None = None
-    boundaries: tuple[Tensor, ...] | None = None
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -98,7 +66,7 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
             input_lengths = subsampled_length(input_lengths)
         return input_lengths
 
-    def _source_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+    def position_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
         if attention_mask is None:
             return None
@@ -189,7 +157,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
             raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
-        past_key_values = self._cache(past_key_values, use_cache)
+        past_key_values = make_cache(self.config, past_key_values) if use_cache else None
         past_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
         tokens = inputs_embeds.shape[1]
         positions = torch.arange(past_tokens, past_tokens + tokens, device=inputs_embeds.device)
@@ -197,6 +165,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         x = F.dropout(x, self.config.dropout, self.training)
         self_mask = causal_mask(attention_mask, tokens, past_tokens, x.device)
         source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
+        target_mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()
         penalties = []
         for layer in self.layers:
             x, penalty = layer(
@@ -206,6 +175,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 source_mask,
                 past_key_values=past_key_values,
                 past_tokens=past_tokens,
+                target_mask=target_mask,
             )
             if penalty is not None:
                 penalties.append(penalty)
@@ -214,13 +184,6 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
             past_key_values=past_key_values,
             head_penalty=torch.stack(penalties).sum() if penalties else None,
         )
-
-    def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
-        if not use_cache:
-            return None
-        if past_key_values is None:
-            return make_cache(self.config)
-        return with_monotonic_layers(past_key_values, self.config)
 
 
 class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
@@ -255,17 +218,17 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
         if encoder_outputs is None:
             if input_features is None:
                 raise ValueError("Give input_features (B, T, F), or encoder_outputs computed before.")
-            encoder_outputs = self.encoder(input_features, attention_mask=attention_mask, **kwargs)
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+            encoder_outputs = self.encoder(input_features, attention_mask=attention_mask, return_dict=True, **kwargs)
+        encoder_outputs = as_encoder_outputs(encoder_outputs)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
-            encoder_attention_mask=self._source_mask(attention_mask),
+            encoder_attention_mask=self.position_mask(attention_mask),
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         return EntmaxAsrModelOutput(
@@ -282,7 +245,7 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
         )
 
 
-class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixin):
+class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGenerationMixin):
     """The recogniser: audio features in, tokens out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
@@ -303,6 +266,13 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixi
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; the CTC head follows."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        if hasattr(self, "ctc_head"):
+            self.ctc_head = self._get_resized_lm_head(self.ctc_head, embeddings.weight.shape[0])
+        return embeddings
 
     @can_return_tuple
     def forward(
@@ -336,8 +306,12 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixi
             `loss` with labels: (1 − w) · cross entropy + w · CTC + λ · head penalty, the first two per target token;
             `logits` (B, U, V), attentions, `boundaries` and the parts of the loss.
         """
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if labels is not None:
+            use_cache = False if past_key_values is None else use_cache  # training makes no cache
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+                if decoder_attention_mask is None:
+                    decoder_attention_mask = labels != IGNORED
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -347,12 +321,26 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixi
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state)
-        parts: dict[str, Tensor | None] = {}
+        parts: dict[str, Tensor] = {}
         if labels is not None:
-            parts = self._losses(logits, outputs, attention_mask, labels, num_items_in_batch)
+            ctc_logits = None
+            if self.config.ctc_loss_weight > 0:
+                ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
+                parts["ctc_logits"] = ctc_logits.detach()
+            parts |= recognition_losses(
+                self.config,
+                logits,
+                labels,
+                ctc_logits=ctc_logits,
+                source_mask=self.position_mask(attention_mask),
+                head_penalty=outputs.head_penalty,
+                num_items_in_batch=num_items_in_batch,
+                label_smoothing=self.config.label_smoothing if self.training else 0.0,
+            )
         return EntmaxAsrSeq2SeqLMOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -372,100 +360,6 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixi
         shifted[:, 1:] = labels[:, :-1]
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
-    def _losses(
-        self,
-        logits: Tensor,
-        outputs: EntmaxAsrModelOutput,
-        attention_mask: Tensor | None,
-        labels: Tensor,
-        num_items_in_batch: Tensor | int | None,
-    ) -> dict[str, Tensor | None]:
-        """`loss` and its detached parts. Every part is divided by the tokens of the step, so that unequal batches of
-        one step add up to what one batch would give."""
-        config = self.config
-        tokens = (labels != -100).sum().clamp(min=1)
-        step_tokens = tokens if num_items_in_batch is None else num_items_in_batch
-        smoothing = config.label_smoothing if self.training else 0.0
-        cross_entropy = F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="sum"
-        )
-        cross_entropy = cross_entropy / step_tokens
-        loss = cross_entropy
-        parts: dict[str, Tensor | None] = {"cross_entropy_loss": cross_entropy.detach()}
-        if config.ctc_loss_weight > 0:
-            ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
-            ctc = self._ctc_loss(ctc_logits, attention_mask, labels) / step_tokens
-            loss = (1 - config.ctc_loss_weight) * loss + config.ctc_loss_weight * ctc
-            parts |= {"ctc_loss": ctc.detach(), "ctc_logits": ctc_logits.detach()}
-        if outputs.head_penalty is not None:
-            penalty = outputs.head_penalty * (tokens / step_tokens)
-            loss = loss + config.head_regularizer_weight * penalty
-            parts["head_penalty"] = penalty.detach()
-        return parts | {"loss": loss}
-
-    def _ctc_loss(self, ctc_logits: Tensor, attention_mask: Tensor | None, labels: Tensor) -> Tensor:
-        """Summed CTC loss of logits (B, S, V); blank is the pad token, end-of-sentence tokens are no targets."""
-        eos = self.config.eos_token_id
-        ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=labels.device, dtype=labels.dtype)
-        is_target = (labels != -100) & ~torch.isin(labels, ends)
-        source_mask = self._source_mask(attention_mask)
-        if source_mask is None:
-            source_mask = ctc_logits.new_ones(ctc_logits.shape[:2], dtype=torch.bool)
-        return F.ctc_loss(
-            ctc_logits.float().log_softmax(-1).transpose(0, 1),  # (S, B, V)
-            labels[is_target],
-            source_mask.sum(1),
-            is_target.sum(1),
-            blank=self.config.pad_token_id,
-            reduction="sum",
-            zero_infinity=True,
-        )
-
-    # Generation
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):  # type: ignore[misc]
-        """Our cache in place of the default one, because monotonic heads carry their positions in it."""
-        implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation = {implementation!r} is not supported: the heads of this model keep positions "
-                "that a static, offloaded or quantized cache has no place for. Leave cache_implementation unset."
-            )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = make_cache(self.config)
-            return None
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-
-    @torch.no_grad()
-    def head_boundaries(
-        self, sequences: Tensor, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs
-    ) -> tuple[Tensor, ...]:
-        """Where each monotonic head stops for each token of `sequences`.
-
-        Args:
-            sequences: (B, 1 + U) as `generate` returns them, decoder start token first.
-            input_features, attention_mask: of the same utterances, or `encoder_outputs` in place of the features.
-
-        Returns:
-            One (B, H, U) tensor of encoder positions per monotonic layer; entry u belongs to token sequences[:, 1 + u].
-            Empty for a model without monotonic layers, or with monotonic_decoding="soft".
-        """
-        training, _ = self.training, self.eval()
-        try:
-            outputs = self.model(
-                input_features,
-                attention_mask=attention_mask,
-                decoder_input_ids=sequences[:, :-1],
-                use_cache=False,
-                output_boundaries=True,
-                **kwargs,
-            )
-        finally:
-            self.train(training)
-        return outputs.boundaries
-
-    # Learned sparsity and gates
-
     def alphas(self) -> dict[str, Tensor]:
         """The learned α (H,) of every attention module with the transform "entmax", detached."""
         return {
@@ -476,44 +370,30 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, GenerationMixi
 
     def gates(self) -> dict[str, Tensor]:
         """The gate (H,) of every monotonic attention module that has gates, detached."""
+        return {name: gate.detach() for name, gate in self._gates().items()}
+
+    def proximal_gate_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Soft threshold of every gate, to be called after `optimizer.step()`; see `shrink_gates`. No-op without."""
+        shrink_gates(set(self._gates().values()), optimizer, self.config.head_regularizer_weight)
+
+    def _gates(self) -> dict[str, nn.Parameter]:
         return {
-            name.removeprefix("model."): module.gate.detach()
+            name.removeprefix("model."): module.gate
             for name, module in self.named_modules()
             if isinstance(module, MonotonicAttention) and hasattr(module, "gate")
         }
 
-    @torch.no_grad()
-    def proximal_gate_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Soft threshold of every gate, to be called after `optimizer.step()`: g ← sign(g) max(|g| − s, 0).
 
-        The gradient of λΣ|g| makes gates small; this makes them exactly 0. The threshold s is the optimiser's step
-        for a gradient of λ: learning rate · λ, divided by √v̂ for an optimiser of Adam's kind. No-op without gates.
-        """
-        gates = {
-            module.gate
-            for module in self.modules()
-            if isinstance(module, MonotonicAttention) and hasattr(module, "gate")
-        }
-        if not gates:
-            return
-        for group in optimizer.param_groups:
-            for gate in gates.intersection(group["params"]):
-                threshold = torch.as_tensor(group["lr"] * self.config.head_regularizer_weight, device=gate.device)
-                state = optimizer.state.get(gate, {})
-                if "exp_avg_sq" in state:
-                    correction = 1 - group["betas"][1] ** float(state["step"])
-                    threshold = threshold / ((state["exp_avg_sq"] / correction).sqrt() + group["eps"])
-                gate.copy_(gate.sign() * (gate.abs() - threshold).clamp(min=0))
-
-
-# Registration stands here, not in the package's __init__, because this file is what travels with a checkpoint.
-AutoConfig.register("entmax_asr", EntmaxAsrConfig, exist_ok=True)
-AutoModel.register(EntmaxAsrConfig, EntmaxAsrModel, exist_ok=True)
-AutoModelForSpeechSeq2Seq.register(EntmaxAsrConfig, EntmaxAsrForConditionalGeneration, exist_ok=True)
-# The ASR pipeline looks the class name up here to tell an encoder-decoder from a CTC model.
-MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[EntmaxAsrConfig.model_type] = EntmaxAsrForConditionalGeneration.__name__
+# This file, not the package's __init__, is what travels with a checkpoint: what a Hub user needs stands here.
 EntmaxAsrConfig.register_for_auto_class()
 EntmaxAsrModel.register_for_auto_class("AutoModel")
 EntmaxAsrForConditionalGeneration.register_for_auto_class("AutoModelForSpeechSeq2Seq")
+# The ASR pipeline looks the class name up here to tell an encoder-decoder from a CTC model.
+MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[EntmaxAsrConfig.model_type] = EntmaxAsrForConditionalGeneration.__name__
+# Not in the copy that travels: the next checkpoint would then be read with the code of this one.
+if __name__.startswith("hf_entmax_asr."):
+    AutoConfig.register(EntmaxAsrConfig.model_type, EntmaxAsrConfig, exist_ok=True)
+    AutoModel.register(EntmaxAsrConfig, EntmaxAsrModel, exist_ok=True)
+    AutoModelForSpeechSeq2Seq.register(EntmaxAsrConfig, EntmaxAsrForConditionalGeneration, exist_ok=True)
 
 __all__ = ["EntmaxAsrForConditionalGeneration", "EntmaxAsrModel", "EntmaxAsrPreTrainedModel"]

@@ -7,7 +7,7 @@ from .alignment import (
     expected_alignment,
     expected_soft_attention,
     hard_alignment,
-    last_position,
+    missing_mass,
     preserve_mass,
     soft_window,
 )
@@ -49,6 +49,7 @@ class MonotonicAttention(nn.Module):
         source_mask: Tensor | None = None,
         cache: MonotonicLayer | None = None,
         past_tokens: int = 0,
+        target_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Reads the audio for U tokens.
 
@@ -58,25 +59,26 @@ class MonotonicAttention(nn.Module):
             source_mask: (B, S) boolean, true where real.
             cache: of this layer; filled and advanced.
             past_tokens: how many tokens the cache has behind it.
+            target_mask: (B, U) boolean, true where a token is real; padding does not count in the head penalty.
 
         Returns:
             output (B, U, C); weights (B, H, U, S); boundaries (B, H, U), None unless hard; head penalty, a scalar to
             add to the loss in training, None where the configuration asks for none here.
         """
-        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
-        energy = (query @ key.transpose(-1, -2)).float() * self.scale + self.energy_bias.float().view(-1, 1, 1)
+        energy = (query @ key.transpose(-1, -2)).float() + self.energy_bias.float().view(-1, 1, 1)
         if self.training and self.config.energy_noise_std > 0:
             energy = energy + torch.randn_like(energy) * self.config.energy_noise_std
         window_energy = energy
         if window_key is not None:
-            window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads)
-            window_energy = (window_query @ window_key.transpose(-1, -2)).float() * self.scale
+            window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads) * self.scale
+            window_energy = (window_query @ window_key.transpose(-1, -2)).float()
         weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
         context = weights.to(value.dtype) @ value * self._head_scale(hidden_states)  # (B, H, U, D)
         if hasattr(self, "cross_head"):
             context = self.cross_head(hidden_states, context)
-        penalty = self._penalty(energy, alignment, source_mask) if self.training else None
+        penalty = self._penalty(energy, alignment, source_mask, target_mask) if self.training else None
         return self.out_proj(merge_heads(context)), weights, boundary, penalty
 
     def active_heads(self) -> Tensor:
@@ -114,6 +116,8 @@ class MonotonicAttention(nn.Module):
             boundary = self._stops(energy, start, source_mask)
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
+            if start is not None and start.dim() == 2:
+                raise ValueError("The cache was filled with monotonic_decoding='hard' and is now read with 'soft'.")
             alignment = expected_alignment(preserve_mass(energy, source_mask), source_mask, start)
             weights = expected_soft_attention(alignment, window_energy, chunk, source_mask)
             if self.training and self.config.monotonic_straight_through:
@@ -148,7 +152,9 @@ class MonotonicAttention(nn.Module):
             scale = scale * kept * (self.num_heads / kept.sum(1, keepdim=True))
         return scale[:, :, None, None].to(hidden_states.dtype)
 
-    def _penalty(self, energy: Tensor, alignment: Tensor | None, source_mask: Tensor | None) -> Tensor | None:
+    def _penalty(
+        self, energy: Tensor, alignment: Tensor | None, source_mask: Tensor | None, target_mask: Tensor | None = None
+    ) -> Tensor | None:
         """The head regulariser of this layer, unweighted (see `EntmaxAsrConfig.head_regularizer`)."""
         if self.layer_idx not in self.config.head_regularizer_layers or alignment is None:
             return None
@@ -156,17 +162,15 @@ class MonotonicAttention(nn.Module):
             case "gate_l1":
                 return self.gate.abs().sum()
             case "group_lasso":
-                return self.out_proj.weight.unflatten(1, (self.num_heads, -1)).square().sum((0, 2)).sqrt().sum()
-            case "quantity":
-                # Mass that the end of the audio stopped counts only as far as the head would have stopped there.
-                index = torch.arange(energy.shape[-1], device=energy.device)
-                last = index[-1:] if source_mask is None else last_position(source_mask).view(-1, 1, 1, 1)
-                own = torch.where(index == last, alignment * torch.sigmoid(energy), alignment)
-                targets = energy.shape[2]
-                return ((own.sum((2, 3)) - targets).abs() / targets).mean(0).sum()
-            case "boundary_consensus":
-                index = torch.arange(energy.shape[-1], device=energy.device, dtype=alignment.dtype)
-                position = (alignment * index).sum(-1)  # (B, H, U) expected, in positions
-                return (position - position.mean(1, keepdim=True)).abs().mean((0, 2)).sum()
-            case _:
-                return None
+                slices = self.out_proj.weight.unflatten(1, (self.num_heads, -1))  # (C, H, D)
+                return torch.linalg.vector_norm(slices, dim=(0, 2)).sum()
+        if target_mask is None:
+            target_mask = torch.ones_like(alignment[:, 0, :, 0], dtype=torch.bool)
+        real = target_mask.unsqueeze(1).to(alignment.dtype)  # (B, 1, U)
+        if self.config.head_regularizer == "quantity":
+            per_token = missing_mass(energy, alignment, source_mask)  # (B, H, U)
+        else:
+            index = torch.arange(energy.shape[-1], device=energy.device, dtype=alignment.dtype)
+            position = (alignment * index).sum(-1)  # (B, H, U) expected, in positions
+            per_token = (position - position.mean(1, keepdim=True)).abs()
+        return ((per_token * real).sum(2) / real.sum(2).clamp(min=1)).mean(0).sum()

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 
 IGNORED_LABEL = -100  # the loss leaves these positions out
 
@@ -69,5 +68,4 @@ class EntmaxAsrProcessor(ProcessorMixin):
 EntmaxAsrProcessor.register_for_auto_class()
 # Not in the copy that travels with a checkpoint: the next checkpoint would then be read with the code of this one.
 if __name__.startswith("hf_entmax_asr."):
-    AutoFeatureExtractor.register(EntmaxAsrConfig, EntmaxAsrFeatureExtractor, exist_ok=True)
     AutoProcessor.register(EntmaxAsrConfig, EntmaxAsrProcessor, exist_ok=True)

@@ -1,0 +1,33 @@
+"""Training and evaluation by recipe. `train(load_recipe("recipe.yaml"), "output")` is the whole of it.
+
+recipe -> preparation (data, processor, model) -> engine (the loop) -> checkpointing, reporting, evaluation
+"""
+
+from hf_entmax_asr.training.checkpointing import CheckpointError, average_checkpoints
+from hf_entmax_asr.training.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.training.engine import TrainingDiverged, TrainingResult, train
+from hf_entmax_asr.training.evaluation import Scores, decoding_as, recognise, score_decodings
+from hf_entmax_asr.training.recipe import Recipe, RecipeError, load_recipe
+from hf_entmax_asr.training.reporting import read_history
+from hf_entmax_asr.training.seq2seq_trainer import HeadGateCallback, word_error_metrics
+from hf_entmax_asr.training.utterances import DataError
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "HeadGateCallback",
+    "Recipe",
+    "RecipeError",
+    "Scores",
+    "SpeechSeq2SeqCollator",
+    "TrainingDiverged",
+    "TrainingResult",
+    "average_checkpoints",
+    "decoding_as",
+    "load_recipe",
+    "read_history",
+    "recognise",
+    "score_decodings",
+    "train",
+    "word_error_metrics",
+]

@@ -1,0 +1,247 @@
+"""Checkpoints that are whole or absent, resume exactly, and hold no pickle.
+
+    OUTPUT/checkpoints/step-00000400/    a save_pretrained folder (model, processor, card), ready for the Hub
+        training_state/                  optimizer and random states (safetensors), counters (JSON), recipe (YAML)
+    OUTPUT/last, OUTPUT/best             links to the newest and the best of them
+
+A folder is written under another name and renamed when complete; the links are replaced, never edited.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+STATE_FOLDER = "training_state"
+WEIGHTS = "model.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, incomplete or of another run."""
+
+
+@dataclass
+class TrainingState:
+    """What a run must know, besides weights, optimizer and random states, to go on as if it had never stopped.
+
+    Attributes:
+        step: finished optimizer steps.
+        elapsed_seconds: wall-clock used, all sessions together.
+        epoch, next_index: position in the batch stream.
+        data_fingerprint: of the training utterances; another fingerprint means other batches.
+        scores: validation score (lower is better) by the step of its checkpoint.
+        scaler: state of the fp16 gradient scaler, empty where there is none.
+    """
+
+    step: int = 0
+    elapsed_seconds: float = 0.0
+    epoch: int = 0
+    next_index: int = 0
+    data_fingerprint: str = ""
+    scores: dict[int, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside `target`, which takes its place on success and vanishes on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            old = target.parent / f".{target.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old)
+        else:
+            partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a small text file under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def save_training_state(
+    folder: Path,
+    state: TrainingState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random_states: Sequence[dict[str, torch.Tensor]],
+) -> None:
+    """Write `training_state/` into a checkpoint folder; `random_states` has one entry per process."""
+    target = folder / STATE_FOLDER
+    target.mkdir()
+    save_file(_optimizer_tensors(model, optimizer), target / "optimizer.safetensors")
+    random = {f"{rank}/{name}": tensor for rank, states in enumerate(random_states) for name, tensor in states.items()}
+    save_file(random, target / "random.safetensors")
+    write_text_atomically(target / "state.json", json.dumps(asdict(state), indent=2) + "\n")
+
+
+def read_training_state(checkpoint: Path) -> TrainingState:
+    """Read the counters of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder has no readable training state.
+    """
+    file = checkpoint / STATE_FOLDER / "state.json"
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields["scores"] = {int(step): score for step, score in fields["scores"].items()}
+        return TrainingState(**fields)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{checkpoint} has no {STATE_FOLDER}/state.json: it can be evaluated or fine-tuned, not resumed"
+        ) from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is not a training state of this package: {error}") from error
+
+
+def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the saved optimizer tensors back, by parameter name.
+
+    Raises:
+        CheckpointError: the saved parameters and the model's are not the same.
+    """
+    saved: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(checkpoint / STATE_FOLDER / "optimizer.safetensors").items():
+        name, _, part = key.rpartition("/")
+        saved.setdefault(name, {})[part] = tensor
+    parameters = dict(_optimized(model, optimizer))
+    unknown, missing = sorted(saved.keys() - parameters.keys()), sorted(parameters.keys() - saved.keys())
+    # A parameter that never had a gradient has no state; one that the model lacks means another model.
+    if unknown or (saved and len(missing) == len(parameters)):
+        raise CheckpointError(
+            f"the optimizer state in {checkpoint} belongs to another model: it has {unknown[:5]}, lacks {missing[:5]}"
+        )
+    for name, parts in saved.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {part: tensor.to(parameter.device) for part, tensor in parts.items()}
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """This process's torch random states: `cpu`, and `cuda` where there is one."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(checkpoint: Path, rank: int) -> bool:
+    """Restore the random states of process `rank`; False where the checkpoint came from fewer processes."""
+    with safe_open(checkpoint / STATE_FOLDER / "random.safetensors", framework="pt") as file:
+        states = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{rank}/")}  # noqa: SIM118
+    if f"{rank}/cpu" not in states:
+        return False
+    torch.set_rng_state(states[f"{rank}/cpu"])
+    if torch.cuda.is_available() and f"{rank}/cuda" in states:
+        torch.cuda.set_rng_state(states[f"{rank}/cuda"])
+    return True
+
+
+def _optimized(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[id(parameter)], parameter
+
+
+def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{part}": torch.as_tensor(value).detach().cpu().contiguous()
+        for name, parameter in _optimized(model, optimizer)
+        for part, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def average_checkpoints(checkpoints: Sequence[Path], target: Path) -> None:
+    """Write to `target` a checkpoint whose weights are the mean of those in `checkpoints`; other files from the last.
+
+    Raises:
+        CheckpointError: weights are missing, or differ in names or shapes.
+    """
+    if not checkpoints:
+        raise CheckpointError("no checkpoints to average")
+    total: dict[str, torch.Tensor] = {}
+    last: dict[str, torch.Tensor] = {}
+    for checkpoint in checkpoints:
+        if not (checkpoint / WEIGHTS).is_file():
+            raise CheckpointError(f"{checkpoint} has no {WEIGHTS}")
+        last = load_file(checkpoint / WEIGHTS)
+        shapes = {name: tensor.shape for name, tensor in last.items()}
+        if total and shapes != {name: tensor.shape for name, tensor in total.items()}:
+            raise CheckpointError(f"{checkpoint} holds another model than {checkpoints[0]}")
+        for name, tensor in last.items():
+            # float64: the mean of equal weights is then exactly those weights.
+            total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + tensor.double()
+    mean = {name: (total[name] / len(checkpoints)).to(tensor.dtype) for name, tensor in last.items()}
+    with atomic_folder(target) as partial:
+        ignore = shutil.ignore_patterns(STATE_FOLDER, WEIGHTS)
+        shutil.copytree(checkpoints[-1], partial, dirs_exist_ok=True, ignore=ignore)
+        save_file(mean, partial / WEIGHTS, metadata={"format": "pt"})
+
+
+class CheckpointStore:
+    """The checkpoints of one run: names, links, and which are kept."""
+
+    def __init__(self, output: Path, keep_last: int = 2, keep_best: int = 1) -> None:
+        self.output = output
+        self.folder = output / "checkpoints"
+        self.keep_last, self.keep_best = keep_last, keep_best
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints on disk, oldest first."""
+        names = [path.name for path in self.folder.glob("step-*")] if self.folder.is_dir() else []
+        return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint at `step`."""
+        return self.folder / f"step-{step:08d}"
+
+    def last(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
+    def ranked(self, scores: dict[int, float]) -> list[int]:
+        """Steps on disk that have a score, best first; of equal scores the later step is the better one."""
+        return sorted((s for s in self.steps() if s in scores), key=lambda s: (scores[s], -s))
+
+    def save(self, step: int, write: Callable[[Path], None], scores: dict[int, float]) -> Path:
+        """Write a checkpoint with `write(folder)`, move the links, and delete what is no longer kept."""
+        target = self.path(step)
+        with atomic_folder(target) as partial:
+            write(partial)
+        self.link("last", target)
+        ranked = self.ranked(scores)
+        if ranked:
+            self.link("best", self.path(ranked[0]))
+        kept = set(self.steps()[-self.keep_last :]) | set(ranked[: max(1, self.keep_best)])
+        for old in set(self.steps()) - kept:
+            shutil.rmtree(self.path(old))
+        return target
+
+    def link(self, name: str, target: Path) -> None:
+        """Make OUTPUT/`name` a relative link to `target`, replacing the link that was there in one move."""
+        partial = self.output / f".{name}.partial"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(os.path.relpath(target, self.output))
+        partial.replace(self.output / name)

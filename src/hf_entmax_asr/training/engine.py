@@ -1,0 +1,367 @@
+"""The training loop, for one process or several: a recipe goes in, checkpoints and reports come out."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+
+from hf_entmax_asr.training.batching import MicroBatch
+from hf_entmax_asr.training.checkpointing import (
+    STATE_FOLDER,
+    CheckpointStore,
+    average_checkpoints,
+    load_optimizer,
+    random_state,
+    restore_random_state,
+    save_training_state,
+    write_text_atomically,
+)
+from hf_entmax_asr.training.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.training.evaluation import Scores, score_decodings
+from hf_entmax_asr.training.loading import batch_loader
+from hf_entmax_asr.training.model_card import model_card
+from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
+from hf_entmax_asr.training.preparation import RECIPE, Prepared, load_checkpoint, prepare
+from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+from hf_entmax_asr.training.reporting import Reporter
+from hf_entmax_asr.training.utterances import Utterances
+
+logger = logging.getLogger(__name__)
+
+AVERAGE = "average"
+_AGREE_EVERY = 10  # steps between two agreements of several processes on the clock and on signals
+_LOSS_PARTS = ("cross_entropy_loss", "ctc_loss", "head_penalty")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is not finite any more."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a run ended.
+
+    Attributes:
+        step: finished optimizer steps.
+        finished: whether the budget is used up (else the run was stopped and can be resumed).
+        last: newest checkpoint; `best` the best by validation (an average included), or `last` without validation.
+        scores: of the last checkpoint, by decoding: "hard" and "soft", or "full" for full cross-attention.
+    """
+
+    step: int
+    finished: bool
+    last: Path
+    best: Path
+    scores: dict[str, Scores]
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    card_template: str | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainingResult:
+    """Train by a recipe. Every process of an `accelerate launch` calls it with the same arguments.
+
+    Args:
+        output: folder of the run: checkpoints/, the links `last` and `best`, history.jsonl, tensorboard/, recipe.yaml.
+        resume: go on from the newest checkpoint in `output`: same batches, same random numbers.
+        stop_after: save and return after so many steps of the whole run, without touching the schedule.
+        card_template: text of a model card (model_cards/template.md); None writes no card.
+        accelerator: one of your own; by default Accelerate's settings (mixed precision, devices) are taken.
+    Raises:
+        RecipeError, DataError, CheckpointError: before training starts, with what to change.
+        TrainingDiverged: loss or gradient became infinite or NaN.
+    """
+    started = time.monotonic()
+    accelerator = accelerator or Accelerator()
+    prepared = prepare(recipe, Path(output), resume, accelerator)
+    return TrainingRun(recipe, Path(output), accelerator, prepared, started, card_template).train(stop_after)
+
+
+class TrainingRun:
+    """One session of a run: what the loop holds. `train` makes it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        accelerator: Accelerator,
+        prepared: Prepared,
+        started: float,
+        card_template: str | None,
+    ) -> None:
+        self.recipe, self.output, self.accelerator, self.card_template = recipe, output, accelerator, card_template
+        self.processor, self.splits, self.state = prepared.processor, prepared.splits, prepared.state
+        self.plain_model = prepared.model  # without the wrappers of Accelerate
+        self.plain_optimizer = build_optimizer(prepared.model, recipe.optimizer)
+        self.model, self.optimizer = accelerator.prepare(prepared.model, self.plain_optimizer)
+        section = recipe.evaluation
+        keep_last = max(section.keep_last, section.average_count if section.average == "last" else 0)
+        keep_best = max(section.keep_best, section.average_count if section.average == "best" else 0)
+        self.store = CheckpointStore(output, keep_last, keep_best)
+        self.reporter = Reporter(
+            output,
+            enabled=accelerator.is_main_process,
+            tensorboard=section.tensorboard,
+            start_step=self.state.step,
+        )
+        self.started = started - self.state.elapsed_seconds
+        self.signalled = self.interrupted = False
+        self.scores: dict[str, Scores] = {}
+        self.scored_step = -1
+        self.saved_step = self.state.step if prepared.checkpoint is not None else -1
+        self.sums: dict[str, torch.Tensor] = {}  # over the steps since the last log line, on the device
+        self._restart_window()
+        if card_template is not None:
+            self._card(card_template, {})  # a template that cannot be filled fails now, not after hours
+        self._restore(prepared.checkpoint)
+
+    def _restore(self, checkpoint: Path | None) -> None:
+        """Optimizer and random states as `checkpoint` left them; new processes are seeded apart from each other."""
+        rank = self.accelerator.process_index
+        set_seed(self.recipe.seed + rank)
+        if checkpoint is None:
+            return
+        load_optimizer(checkpoint, self.plain_model, self.plain_optimizer)
+        if self.accelerator.scaler is not None and self.state.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+        if not restore_random_state(checkpoint, rank):
+            logger.warning("process %d is new since %s was saved; its random numbers start anew", rank, checkpoint)
+
+    def train(self, stop_after: int | None = None) -> TrainingResult:
+        """Run until the budget is used up, `stop_after` steps are done, or a signal asks to stop."""
+        section, state = self.recipe.evaluation, self.state
+        with self.reporter, self._noting_signals():
+            place = self.state.epoch, self.state.next_index
+            batches = iter(batch_loader(self.recipe, self.processor, self.splits.train, self.accelerator, *place))
+            self.model.train()
+            self._agree(force=True)
+            evaluated_at = state.elapsed_seconds
+            while self._used() < 1 and not self.interrupted and (stop_after is None or state.step < stop_after):
+                self._step(batches)
+                self._agree()
+                self.reporter.progress(self._used())
+                if state.step % section.log_every_steps == 0:
+                    self._log()
+                minutes = (state.elapsed_seconds - evaluated_at) / 60
+                if _due(state.step, section.every_steps) or minutes >= (section.every_minutes or float("inf")):
+                    self._evaluate()
+                    self._save()
+                    evaluated_at = state.elapsed_seconds
+                elif _due(state.step, section.save_every_steps):
+                    self._save()
+            finished = self._used() >= 1
+            if finished and self.scored_step != state.step:
+                self._evaluate()
+                self.saved_step = -1  # save again, with the score
+            if self.saved_step != state.step:
+                self._save()
+            if finished and section.average != "none":
+                self._average()
+        best = self.output / "best"
+        last = self.output / "last"
+        return TrainingResult(state.step, finished, last, best if best.exists() else last, self.scores)
+
+    def _step(self, batches: Iterator[tuple[MicroBatch, dict[str, torch.Tensor]]]) -> None:
+        """One optimizer step."""
+        state, used, schedule = self.state, self._used(), self.recipe.schedule
+        self.rate = learning_rate(schedule, self.recipe.optimizer.peak_learning_rate, state.step, used)
+        set_learning_rate(self.optimizer, self.rate)
+        hard_share = schedule.straight_through_fraction
+        self.plain_model.config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
+        for left in reversed(range(self.recipe.batching.accumulation_steps)):
+            micro, tensors = next(batches)
+            batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in tensors.items()}
+            with self.accelerator.no_sync(self.model) if left else nullcontext():
+                output = self.model(**batch, use_cache=False)
+                self.accelerator.backward(output.loss * micro.weight)
+            self._add("loss", output.loss.detach() * micro.weight)
+            for name in _LOSS_PARTS:
+                if (part := getattr(output, name, None)) is not None:
+                    self._add(name, part.detach() * micro.weight)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_gradient_norm)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose gradient overflows
+            self._add("gradient_norm", norm.detach())
+            self.plain_model.proximal_gate_step(self.plain_optimizer)
+        self.optimizer.zero_grad()
+        state.step += 1
+        state.epoch, state.next_index = micro.epoch, micro.next_index
+        self.window_frames += micro.step_frames
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _used(self) -> float:
+        return budget_used(self.recipe.schedule, self.state.step, self.state.elapsed_seconds)
+
+    def _agree(self, force: bool = False) -> None:
+        """Read the clock and the signals. Several processes take the main one's clock and stop together."""
+        mine = (time.monotonic() - self.started, self.signalled)
+        if self.accelerator.num_processes == 1:
+            everyone = [mine]
+        elif force or self.state.step % _AGREE_EVERY == 0:
+            everyone = gather_object([mine])
+        else:
+            return
+        self.state.elapsed_seconds = everyone[0][0]
+        self.interrupted = any(signalled for _, signalled in everyone)
+
+    @contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the run after this step, with a checkpoint; the second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self.signalled = True
+            signal.signal(number, before[number])
+            logger.warning("%s: saving a checkpoint and stopping", signal.Signals(number).name)
+
+        before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _restart_window(self) -> None:
+        self.window_step, self.window_frames, self.window_started = self.state.step, 0, time.monotonic()
+        self.sums.clear()
+
+    def _log(self) -> None:
+        """Report means since the last report, over steps and processes; the only place that waits for the device."""
+        steps, seconds = self.state.step - self.window_step, time.monotonic() - self.window_started
+        means = self.accelerator.reduce(torch.stack([s.float() for s in self.sums.values()]), "mean") / steps
+        values = {name: round(value, 6) for name, value in zip(self.sums, means.tolist(), strict=True)}
+        self._check_finite()
+        values |= {
+            "learning_rate": self.rate,
+            "frames_per_second": round(self.window_frames / max(seconds, 1e-9), 1),
+            "epoch": self.state.epoch,
+            "elapsed_seconds": round(self.state.elapsed_seconds, 3),
+        }
+        heads = {"alpha": _rounded(self.plain_model.alphas()), "gate": _rounded(self.plain_model.gates())}
+        used = self._used()
+        left = self.state.elapsed_seconds * (1 - used) / used if used > 0 else None
+        self.reporter.training(self.state.step, values, heads, left)
+        self._restart_window()
+
+    def _check_finite(self) -> None:
+        """Every process sees the same gradient norm, so all raise or none does."""
+        if all(bool(torch.isfinite(self.sums[n])) for n in ("gradient_norm",) if n in self.sums):
+            return
+        saved = self.store.last()
+        raise TrainingDiverged(
+            f"the gradient stopped being finite between steps {self.window_step} and {self.state.step}. Lower "
+            "optimizer.peak_learning_rate or optimizer.max_gradient_norm, or lengthen schedule.warmup_steps. "
+            + (f"The last checkpoint, {saved}, is from before." if saved else "No checkpoint was written yet.")
+        )
+
+    def _evaluate(self) -> None:
+        """Score the validation split with the model as it is, and remember the score of this step."""
+        validation = self.splits.validation
+        if validation is None:
+            return
+        began = time.monotonic()
+        self.scores = self._score(self.plain_model, validation, "validation")
+        self.scored_step = self.state.step
+        self.state.scores[self.state.step] = self._value(self.scores)
+        self.window_started += time.monotonic() - began  # frames/s counts training alone
+
+    def _score(self, model: Any, validation: Utterances, name: str) -> dict[str, Scores]:
+        section = self.recipe.evaluation
+        with self.accelerator.autocast():
+            scores = score_decodings(
+                model,
+                self.processor.tokenizer,
+                validation,
+                SpeechSeq2SeqCollator(self.processor),
+                frames_per_batch=section.frames_per_batch,
+                num_beams=section.num_beams,
+                compare=section.compare_decodings,
+                accelerator=self.accelerator,
+            )
+        for decoding, result in scores.items():
+            self.reporter.evaluation(self.state.step, f"{name}/{decoding}", result)
+        return scores
+
+    def _value(self, scores: dict[str, Scores]) -> float:
+        """The number by which checkpoints are compared: of the model's own decoding, which comes first."""
+        return next(iter(scores.values())).as_dict()[self.recipe.evaluation.best_metric]
+
+    def _save(self) -> None:
+        """Write the checkpoint of this step."""
+        self._check_finite()
+        states = gather_object([random_state()])
+        if self.accelerator.scaler is not None:
+            self.state.scaler = self.accelerator.scaler.state_dict()
+        if self.accelerator.is_main_process:
+            began = time.monotonic()
+            self.store.save(self.state.step, lambda folder: self._write(folder, states), self.state.scores)
+            self.window_started += time.monotonic() - began
+        self.saved_step = self.state.step
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, random_states: list[dict[str, torch.Tensor]]) -> None:
+        self.plain_model.config.monotonic_straight_through = False  # a phase of training, not of the model
+        self.plain_model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        save_training_state(folder, self.state, self.plain_model, self.plain_optimizer, random_states)
+        text = yaml.safe_dump(recipe_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
+        write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
+        self._write_card(folder, self.scores if self.scored_step == self.state.step else {})
+
+    def _write_card(self, folder: Path, scores: dict[str, Scores]) -> None:
+        if self.card_template is not None:
+            write_text_atomically(folder / "README.md", self._card(self.card_template, scores))
+
+    def _card(self, template: str, scores: dict[str, Scores]) -> str:
+        name, facts = self.output.resolve().name, self.splits.facts()
+        return model_card(template, name, self.recipe, self.plain_model, self.state, scores, facts)
+
+    def _average(self) -> None:
+        """Average the kept checkpoints; the average becomes `best` where it scores at least as well."""
+        section = self.recipe.evaluation
+        steps = self.store.ranked(self.state.scores) if section.average == "best" else self.store.steps()[::-1]
+        steps = sorted(steps[: section.average_count])
+        if len(steps) < 2:
+            logger.warning("only %d checkpoint to average: nothing done", len(steps))
+            return
+        target = self.output / AVERAGE
+        if self.accelerator.is_main_process:
+            average_checkpoints([self.store.path(step) for step in steps], target)
+        self.accelerator.wait_for_everyone()
+        if self.splits.validation is None:
+            return
+        _, model = load_checkpoint(target)
+        scores = self._score(model.to(self.accelerator.device), self.splits.validation, f"mean of steps {steps}")
+        if self.accelerator.is_main_process:
+            self._write_card(target, scores)
+            ranked = self.store.ranked(self.state.scores)
+            if not ranked or self._value(scores) <= self.state.scores[ranked[0]]:
+                self.store.link("best", target)
+        self.accelerator.wait_for_everyone()
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _rounded(heads: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    return {name: [round(value, 5) for value in tensor.tolist()] for name, tensor in heads.items()}

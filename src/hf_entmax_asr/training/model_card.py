@@ -1,0 +1,93 @@
+"""The model card of a run: a template filled with what the run knows, so that no figure in it is typed by hand."""
+
+import string
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hf_entmax_asr.training.checkpointing import TrainingState
+from hf_entmax_asr.training.evaluation import Scores
+from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a card says about the data: utterances and hours by split."""
+
+    train_utterances: int
+    train_hours: float
+    validation_utterances: int
+
+
+def model_card(
+    template: str,
+    name: str,
+    recipe: Recipe,
+    model: Any,
+    state: TrainingState,
+    scores: dict[str, Scores],
+    data: DataFacts,
+) -> str:
+    """Fill `template` ($name placeholders, see model_cards/template.md).
+
+    Raises:
+        ValueError: the template has a placeholder that no run can fill.
+    """
+    settings = recipe_to_dict(recipe)
+    settings["data"]["path"] = Path(recipe.data.path or "").name or None  # where it lies is nobody else's business
+    values = {
+        "model_name": name,
+        "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
+        "architecture": _architecture(model.config),
+        "results": _results(scores, data.validation_utterances),
+        "alphas": _heads(model.alphas(), "α"),
+        "gates": _heads(model.gates(), "gate"),
+        "train_utterances": f"{data.train_utterances:,}",
+        "train_hours": f"{data.train_hours:.2f}",
+        "steps": f"{state.step:,}",
+        "minutes": f"{state.elapsed_seconds / 60:.1f}",
+        "recipe": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("hf_entmax_asr", "torch", "transformers")),
+    }
+    try:
+        return string.Template(template).substitute(values)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"the model card template has a placeholder that cannot be filled: {error}") from error
+
+
+def _architecture(config: Any) -> str:
+    cross = "full cross-attention"
+    if config.cross_attention == "monotonic":
+        chunk = config.monotonic_chunk_size
+        width = {1: "hard, one position per head", None: "infinite lookback"}.get(chunk, f"chunks of {chunk} positions")
+        cross = f"monotonic cross-attention ({width}), decoded {config.monotonic_decoding}"
+    return (
+        f"{config.encoder_layers} encoder and {config.decoder_layers} decoder blocks, width {config.d_model}, "
+        f"{config.encoder_attention_heads} + {config.decoder_attention_heads} heads; self-attention weights by "
+        f"{config.encoder_transform} in the encoder and {config.decoder_transform} in the decoder; {cross}"
+    )
+
+
+def _results(scores: dict[str, Scores], utterances: int) -> str:
+    if not scores:
+        return "This checkpoint was not evaluated."
+    lines = ["| decoding | WER % | CER % | insertions | deletions | substitutions | words |", "|" + "---|" * 7]
+    for decoding, result in scores.items():
+        words = result.words
+        lines.append(
+            f"| {decoding} | {100 * words.rate:.2f} | {100 * result.characters.rate:.2f} | {words.insertions} | "
+            f"{words.deletions} | {words.substitutions} | {words.reference_length} |"
+        )
+    return "\n".join(lines) + f"\n\nOn the validation split ({utterances} utterances), texts compared as they are."
+
+
+def _heads(modules: dict[str, torch.Tensor], name: str) -> str:
+    if not modules:
+        return f"No learned {name}."
+    lines = [f"| layer | {name} of each head |", "|---|---|"]
+    lines += [f"| {module} | {' '.join(f'{v:.2f}' for v in values.tolist())} |" for module, values in modules.items()]
+    return "\n".join(lines)

@@ -1,0 +1,260 @@
+"""What stands before the first step: the data, checked; the processor, fitted to it; the model, sized by both."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import AutoTokenizer
+
+from hf_entmax_asr.corpora.folder import load_folder, read_audio
+from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
+from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
+from hf_entmax_asr.training.checkpointing import (
+    STATE_FOLDER,
+    CheckpointError,
+    CheckpointStore,
+    TrainingState,
+    read_training_state,
+    write_text_atomically,
+)
+from hf_entmax_asr.training.model_card import DataFacts
+from hf_entmax_asr.training.recipe import (
+    Recipe,
+    RecipeError,
+    load_recipe,
+    model_settings,
+    recipe_differences,
+    recipe_to_dict,
+)
+from hf_entmax_asr.training.utterances import (
+    DataError,
+    Utterances,
+    cache_features,
+    checked,
+    count_positions,
+    prepare_split,
+)
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "recipe.yaml"
+_CMVN_UTTERANCES = 2000  # enough for global statistics: they settle after minutes of speech
+
+
+@dataclass
+class Splits:
+    """The training utterances, and those of validation where the recipe names a split."""
+
+    train: Utterances
+    validation: Utterances | None
+    hop_ms: float = 10.0
+
+    def facts(self) -> DataFacts:
+        """For the model card."""
+        hours = float(self.train.frames.sum()) * self.hop_ms / 3.6e6
+        return DataFacts(len(self.train), hours, len(self.validation or ()))
+
+
+@dataclass
+class Prepared:
+    """Everything a run starts from; `checkpoint` is where it goes on, None for a new run."""
+
+    processor: EntmaxAsrProcessor
+    model: EntmaxAsrForConditionalGeneration
+    splits: Splits
+    state: TrainingState
+    checkpoint: Path | None
+
+
+def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator) -> Prepared:
+    """Check everything and load it; the same in every process.
+
+    Raises:
+        RecipeError, DataError, CheckpointError: with what to change.
+    """
+    checkpoint = _open_output(recipe, output, resume, accelerator)
+    set_seed(recipe.seed)
+    with accelerator.main_process_first():
+        rows = load_rows(recipe)
+    if checkpoint is None:
+        processor = _build_once(recipe, rows, output, accelerator)
+        config = build_config(recipe, processor)
+        splits = prepare_splits(recipe, rows, processor, config)
+        model = build_model(recipe, config, splits.train)
+        state = TrainingState(data_fingerprint=splits.train.fingerprint())
+        return Prepared(processor, model, splits, state, None)
+    state = read_training_state(checkpoint)
+    processor, model = load_checkpoint(checkpoint)
+    splits = prepare_splits(recipe, rows, processor, model.config)
+    if splits.train.fingerprint() != state.data_fingerprint:
+        raise CheckpointError(
+            f"the training data is not that of {checkpoint}: ids, lengths or texts differ, so the run cannot go on "
+            "exactly. Give the data it was started with, or start a new run in another folder."
+        )
+    return Prepared(processor, model, splits, state, checkpoint)
+
+
+def _open_output(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator) -> Path | None:
+    """The checkpoint to resume from, or None for a new run, whose recipe.yaml is then written."""
+    checkpoint = CheckpointStore(output).last()
+    accelerator.wait_for_everyone()  # nobody writes before all have looked
+    if not resume:
+        if checkpoint is not None:
+            raise CheckpointError(
+                f"{output} holds a run already ({checkpoint.name}): resume it, or name another folder"
+            )
+        if accelerator.is_main_process:
+            text = yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
+            write_text_atomically(output / RECIPE, text)
+        return None
+    if checkpoint is None:
+        raise CheckpointError(f"there is no checkpoint to resume in {output / 'checkpoints'}")
+    for key, (old, new) in recipe_differences(load_recipe(checkpoint / STATE_FOLDER / RECIPE), recipe).items():
+        if key.split(".")[0] in ("model", "tokenizer", "features"):
+            raise CheckpointError(f"{key} was {old!r} and is now {new!r}: a resumed run keeps its model and features")
+        logger.warning("resuming with %s = %r, which was %r", key, new, old)
+    return checkpoint
+
+
+def _build_once(recipe: Recipe, rows: dict[str, Any], output: Path, accelerator: Accelerator) -> EntmaxAsrProcessor:
+    """The processor, made by the main process and read by the others."""
+    folder = output / "processor"
+    if accelerator.is_main_process:
+        try:
+            build_processor(recipe, rows).save_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise DataError(f"the tokenizer or the features cannot be prepared: {error}") from error
+    accelerator.wait_for_everyone()
+    return EntmaxAsrProcessor.from_pretrained(folder)
+
+
+def load_rows(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's splits as data sets, by role ("train", "validation").
+
+    Raises:
+        DataError: no data folder is named, or it lacks a split.
+    """
+    if recipe.data.path is None:
+        raise DataError("no data: give --data FOLDER or set data.path in the recipe")
+    try:
+        splits = load_folder(recipe.data.path)
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(str(error)) from error
+    rows = {}
+    for role, name in (("train", recipe.data.train_split), ("validation", recipe.data.validation_split)):
+        if name is None:
+            continue
+        if name not in splits:
+            raise DataError(
+                f"{recipe.data.path} has no split {name!r} (it has {', '.join(map(repr, splits))}); "
+                f"set data.{role}_split" + (" to one of them, or to null" if role == "validation" else "")
+            )
+        rows[role] = splits[name]
+    return rows
+
+
+def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
+    """Feature extractor by the recipe (global CMVN measured on the training split) and tokenizer of its text."""
+    extractor = EntmaxAsrFeatureExtractor(**recipe.features)
+    if extractor.cmvn == "global":
+        rate = extractor.sampling_rate
+        sample = _spread(len(rows["train"]), _CMVN_UTTERANCES)
+        extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
+    section, texts = recipe.tokenizer, list(rows["train"]["text"])
+    tokenizer: Any
+    if section.path is not None:
+        tokenizer = AutoTokenizer.from_pretrained(section.path)
+        _check_tokenizer(tokenizer, section.path)
+    elif section.kind == "character":
+        tokenizer = train_character_tokenizer(texts, word_boundary=section.word_boundary, nfkc=section.nfkc)
+    else:
+        tokenizer = train_bpe_tokenizer(texts, section.vocab_size, nfkc=section.nfkc)
+    return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+def _check_tokenizer(tokenizer: Any, path: str) -> None:
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise RecipeError(f"the tokenizer in {path} has no {name}; the model needs it")
+    ids = tokenizer("a").input_ids
+    if not ids or ids[-1] != tokenizer.eos_token_id or tokenizer.bos_token_id in ids:
+        raise RecipeError(
+            f"the tokenizer in {path} makes {ids} of 'a'; it must append its end token ({tokenizer.eos_token_id}) "
+            "and no start token, as those of hf_entmax_asr.tokenization do"
+        )
+
+
+def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrProcessor, config: Any) -> Splits:
+    """Tokenise, check and, where it fits, cache the features of the splits (training split first)."""
+    ctc_layers = config.subsampling_layers if config.ctc_loss_weight > 0 else None
+    budget = float(recipe.data.feature_cache_megabytes)
+    prepared: dict[str, Utterances] = {}
+    for role, split in rows.items():
+        utterances = checked(role, prepare_split(split, processor), recipe.data, processor.tokenizer, ctc_layers)
+        if role == "validation" and recipe.evaluation.max_utterances is not None:
+            utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
+        limit = recipe.batching.frames_per_batch
+        if role == "train" and utterances.frames.max() > limit:
+            longest = utterances.ids[int(utterances.frames.argmax())]
+            raise RecipeError(
+                f"utterance {longest} has {utterances.frames.max()} frames and batching.frames_per_batch is {limit}: "
+                "raise it, or lower data.max_duration"
+            )
+        cached = cache_features(utterances, processor.feature_extractor, budget)
+        if cached:
+            budget -= sum(f.numel() for f in utterances.features or ()) * 2 / 2**20
+        logger.info(
+            "%s: %d utterances, %.2f hours, %d tokens; features %s",
+            role,
+            len(utterances),
+            utterances.frames.sum() * processor.feature_extractor.hop_ms / 3.6e6,
+            utterances.tokens.sum(),
+            "kept in memory"
+            if cached
+            else "read in every epoch (data.feature_cache_megabytes is too small to keep them)",
+        )
+        prepared[role] = utterances
+    return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.hop_ms)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` of the indices below `total`, evenly spaced."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:
+    """The model's configuration; an `energy_bias_init` of "auto" stays at its default until the data is known."""
+    tokenizer = processor.tokenizer
+    return EntmaxAsrConfig(
+        **model_settings(recipe),
+        vocab_size=len(tokenizer),
+        num_mel_bins=processor.feature_extractor.feature_size,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+    )
+
+
+def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> EntmaxAsrForConditionalGeneration:
+    """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
+    if recipe.model.get("energy_bias_init") == "auto":
+        positions = count_positions(train.frames, config.subsampling_layers).sum() / train.tokens.sum()
+        config.energy_bias_init = -math.log(positions)
+        logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
+    return EntmaxAsrForConditionalGeneration(config)
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditionalGeneration]:
+    """Processor and model of a checkpoint folder."""
+    processor = EntmaxAsrProcessor.from_pretrained(checkpoint)
+    return processor, EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)

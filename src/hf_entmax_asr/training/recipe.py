@@ -1,0 +1,388 @@
+"""A recipe is a whole experiment as typed data: every section, every key, its unit and its default stand in this file.
+
+The YAML form has one mapping per section. Unknown keys, wrong types and impossible values are refused when the recipe
+is read, before any data is touched.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
+from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the key, the value and the fix."""
+
+
+@dataclass
+class TokenizerSection:
+    """How text becomes tokens. `path` (a folder with tokenizer.json) is used as it is; otherwise one is trained."""
+
+    kind: Literal["character", "bpe"] = "character"
+    vocab_size: int = 5000  # bpe only
+    word_boundary: bool = True  # characters only: false drops spaces, for Chinese
+    nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
+    path: str | None = None
+
+
+@dataclass
+class DataSection:
+    """Which utterances train and validate, and when the data is refused."""
+
+    path: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = "validation"  # null: no evaluation
+    min_duration: float = 0.1  # seconds
+    max_duration: float = 30.0  # seconds; one very long clip in a batch costs more than it teaches
+    max_unknown_share: float = 0.01  # share of <unk> among a split's tokens above which the data is refused
+    bad_utterances: Literal["refuse", "drop"] = "refuse"
+    feature_cache_megabytes: int = 2048  # per process; a larger corpus is read from disk in every epoch
+
+
+@dataclass
+class BatchingSection:
+    """Batches are bounded by padded frames (10 ms each), filled with utterances of similar length."""
+
+    frames_per_batch: int = 16000
+    max_utterances: int = 256
+    shuffle_window: int = 16  # utterances are sorted by length within windows of this many batches
+    short_first_epochs: int = 0  # so many epochs run from the shortest batch to the longest
+    accumulation_steps: int = 1
+    num_workers: int = 0  # processes that read ahead; 0 reads in the training process (best with a full cache)
+
+
+@dataclass
+class AugmentationSection:
+    """SpecAugment (Park et al. 2019): masked bands of mel bins and of frames."""
+
+    frequency_masks: int = 2
+    frequency_mask_bins: int = 27
+    time_masks: int = 2
+    time_mask_frames: int = 100
+    time_mask_share: float = 0.2  # a time mask is never longer than this share of the utterance
+
+
+@dataclass
+class OptimizerSection:
+    """Adam; `weight_decay` (decoupled) never touches 1-D parameters: α logits, gates, energy biases, norms, biases."""
+
+    peak_learning_rate: float = 1e-3
+    alpha_rate_factor: float = 1.0  # times that for the learned α, which moves little in a short training
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-9
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 5.0
+
+
+@dataclass
+class ScheduleSection:
+    """Warm-up, then inverse square root, then a cool-down, within a budget of `max_steps` or `max_minutes`, or both.
+
+    The cool-down and the straight-through phase are shares of the budget, so they adapt to a budget in minutes.
+    """
+
+    warmup_steps: int = 25000
+    max_steps: int | None = None
+    max_minutes: float | None = None  # wall-clock since the start of the run, preparation and evaluations included
+    cooldown_fraction: float = 0.0  # the last share of the budget, in which the rate falls linearly
+    cooldown_floor: float = 0.05  # ... to this share of what it would be
+    straight_through_fraction: float = 0.0  # the last share, which trains the hard path (monotonic models)
+
+
+@dataclass
+class EvaluationSection:
+    """When to log, evaluate and save. A checkpoint is written at each evaluation and at the end."""
+
+    log_every_steps: int = 50
+    every_steps: int | None = None  # null: at the end only
+    every_minutes: float | None = None
+    save_every_steps: int | None = None  # further checkpoints, without evaluation
+    num_beams: int = 1
+    frames_per_batch: int = 16000
+    max_utterances: int | None = None  # of the validation split; null: all
+    compare_decodings: bool = True  # monotonic models: hard and soft side by side
+    best_metric: Literal["wer", "cer"] = "wer"  # under the model's own decoding
+    keep_last: int = 2
+    keep_best: int = 1
+    average: Literal["none", "last", "best"] = "none"  # average this many of the kept checkpoints at the end
+    average_count: int = 5
+    tensorboard: bool = True
+
+
+@dataclass
+class Recipe:
+    """A whole experiment. `model` holds keys of EntmaxAsrConfig, `features` those of EntmaxAsrFeatureExtractor."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
+    features: dict[str, Any] = field(default_factory=dict)
+    data: DataSection = field(default_factory=DataSection)
+    batching: BatchingSection = field(default_factory=BatchingSection)
+    augmentation: AugmentationSection = field(default_factory=AugmentationSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+
+
+# Keys of the two free sections that the run itself decides, with the reason given to whoever sets them.
+_DECIDED_BY_THE_RUN = {
+    "model": dict.fromkeys(
+        ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+        "it follows from the tokenizer",
+    )
+    | {
+        "num_mel_bins": "set features.feature_size",
+        "monotonic_straight_through": "set schedule.straight_through_fraction",
+    },
+    "features": {
+        "cmvn_mean": "it is measured on the training split",
+        "cmvn_std": "it is measured on the training split",
+    },
+}
+
+
+def load_recipe(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe from YAML.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` strings (value in YAML), applied after the file.
+    Raises:
+        RecipeError: the file is missing or malformed, a key is unknown or a value impossible.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(f"there is no recipe at {file}; scripts/recipes/ has some to start from")
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{file} must hold a mapping of sections, not a {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return recipe_from_dict(tree)
+
+
+def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
+    """Build a Recipe from nested plain data; refuses unknown keys with the nearest known name."""
+    recipe: Recipe = _build(Recipe, tree, "")
+    _check_free_section("model", recipe.model, _model_keys())
+    _check_free_section("features", recipe.features, _feature_keys())
+    # Values are checked where they belong, by the classes themselves, but now rather than after the data is read.
+    for section, build, settings in (
+        ("model", EntmaxAsrConfig, model_settings(recipe)),
+        ("features", EntmaxAsrFeatureExtractor, recipe.features),
+    ):
+        try:
+            build(**settings)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise RecipeError(f"the section {section!r} of the recipe: {error}") from error
+    return recipe
+
+
+def model_settings(recipe: Recipe) -> dict[str, Any]:
+    """The model section without an `energy_bias_init` of "auto", which is known only with the data."""
+    return {k: v for k, v in recipe.model.items() if (k, v) != ("energy_bias_init", "auto")}
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data (lists, not tuples), for YAML and JSON."""
+    tree = dataclasses.asdict(recipe)
+    tree["optimizer"]["betas"] = list(tree["optimizer"]["betas"])
+    return tree
+
+
+def recipe_differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """`section.key -> (old value, new value)` for every key whose value differs."""
+    old_flat, new_flat = _flatten(recipe_to_dict(old)), _flatten(recipe_to_dict(new))
+    return {
+        key: (old_flat.get(key), new_flat.get(key))
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if old_flat.get(key) != new_flat.get(key)
+    }
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set takes section.key=value, got {override!r}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        if not isinstance(tree.setdefault(section, {}), dict):
+            tree[section] = {}
+        tree = tree[section]
+    tree[leaf] = value
+
+
+def _build(cls: Any, tree: Any, where: str) -> Any:
+    """Instantiate the dataclass `cls` from plain data; `where` is the key's path, for messages."""
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{where or 'a recipe'} must be a mapping, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise RecipeError(_unknown(f"{where}.{key}" if where else str(key), str(key), hints))
+    values = {key: _typed(value, hints[key], f"{where}.{key}" if where else key) for key, value in tree.items()}
+    return cls(**values)
+
+
+def _unknown(path: str, key: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
+    return f"unknown recipe key {path!r}; {hint}"
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type; an int is taken where a float stands, nothing else is converted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _typed(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
+    if origin is tuple:
+        if isinstance(value, list | tuple) and len(value) == len(arguments):
+            return tuple(_typed(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+        raise RecipeError(f"{where} is {value!r}; it must be a list of {len(arguments)} numbers")
+    if origin is dict:
+        return _build_free(value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{where} is {value!r}; it must be of type {hint.__name__}")
+
+
+def _build_free(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where} must be a mapping, got {value!r}")
+    return dict(value)
+
+
+def _model_keys() -> set[str]:
+    return set(inspect.get_annotations(EntmaxAsrConfig))
+
+
+def _feature_keys() -> set[str]:
+    parameters = inspect.signature(EntmaxAsrFeatureExtractor.__init__).parameters.values()
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+
+
+def _check_free_section(section: str, values: dict[str, Any], known: set[str]) -> None:
+    for key in values:
+        if key in _DECIDED_BY_THE_RUN[section]:
+            raise RecipeError(f"{section}.{key} cannot be set: {_DECIDED_BY_THE_RUN[section][key]}")
+        if key not in known:
+            raise RecipeError(_unknown(f"{section}.{key}", key, known - _DECIDED_BY_THE_RUN[section].keys()))
+
+
+# (key, lowest value, highest value); None where there is no bound.
+_RANGES: tuple[tuple[str, float | None, float | None], ...] = (
+    ("tokenizer.vocab_size", 8, None),
+    ("data.min_duration", 0, None),
+    ("data.max_unknown_share", 0, 1),
+    ("data.feature_cache_megabytes", 0, None),
+    ("batching.frames_per_batch", 100, None),
+    ("batching.max_utterances", 1, None),
+    ("batching.shuffle_window", 1, None),
+    ("batching.short_first_epochs", 0, None),
+    ("batching.accumulation_steps", 1, None),
+    ("batching.num_workers", 0, None),
+    ("augmentation.frequency_masks", 0, None),
+    ("augmentation.frequency_mask_bins", 0, None),
+    ("augmentation.time_masks", 0, None),
+    ("augmentation.time_mask_frames", 0, None),
+    ("augmentation.time_mask_share", 0, 1),
+    ("optimizer.weight_decay", 0, None),
+    ("schedule.warmup_steps", 1, None),
+    ("schedule.max_steps", 1, None),
+    ("schedule.cooldown_fraction", 0, 1),
+    ("schedule.cooldown_floor", 0, 1),
+    ("schedule.straight_through_fraction", 0, 1),
+    ("evaluation.log_every_steps", 1, None),
+    ("evaluation.every_steps", 1, None),
+    ("evaluation.save_every_steps", 1, None),
+    ("evaluation.num_beams", 1, None),
+    ("evaluation.frames_per_batch", 100, None),
+    ("evaluation.max_utterances", 1, None),
+    ("evaluation.keep_last", 1, None),
+    ("evaluation.keep_best", 0, None),
+    ("evaluation.average_count", 2, None),
+)
+_POSITIVE = (
+    "optimizer.peak_learning_rate",
+    "optimizer.alpha_rate_factor",
+    "optimizer.eps",
+    "optimizer.max_gradient_norm",
+    "schedule.max_minutes",
+    "evaluation.every_minutes",
+)
+
+
+def _check_values(recipe: Recipe) -> None:
+    flat = _flatten(dataclasses.asdict(recipe))
+    for key, low, high in _RANGES:
+        value = flat[key]
+        if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise RecipeError(f"{key} is {value}; it must be {bounds}")
+    for key in _POSITIVE:
+        if flat[key] is not None and flat[key] <= 0:
+            raise RecipeError(f"{key} is {flat[key]}; it must be above 0")
+    if recipe.schedule.max_steps is None and recipe.schedule.max_minutes is None:
+        raise RecipeError("the recipe has no end: set schedule.max_steps or schedule.max_minutes")
+    if recipe.data.max_duration <= recipe.data.min_duration:
+        raise RecipeError(
+            f"data.max_duration ({recipe.data.max_duration} s) must be above data.min_duration "
+            f"({recipe.data.min_duration} s)"
+        )
+    if not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
+        raise RecipeError(f"optimizer.betas are {list(recipe.optimizer.betas)}; each must be in [0, 1)")

@@ -1,0 +1,202 @@
+"""A split as training needs it: tokenised once, checked before any work is spent, features cached where they fit."""
+
+import hashlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_entmax_asr.corpora.folder import read_audio
+from hf_entmax_asr.model.subsampling import subsampled_length
+from hf_entmax_asr.training.batching import BatchOptions, cut_batches
+from hf_entmax_asr.training.recipe import DataSection
+
+logger = logging.getLogger(__name__)
+
+_FRAMES_PER_EXTRACTION = 6000  # a minute of audio at a time
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message counts and names the utterances."""
+
+
+@dataclass
+class Utterances:
+    """One split, in memory but for the audio.
+
+    Attributes:
+        rows: the data set (its `audio` column is read when features are needed).
+        ids, texts: of each utterance.
+        labels: token ids with the final `</s>`.
+        frames: (utterances,) feature frames.
+        features: (T, F) float16 per utterance once `cache_features` has run, else None.
+    """
+
+    rows: Any
+    ids: list[str]
+    texts: list[str]
+    labels: list[list[int]]
+    frames: np.ndarray
+    features: list[torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(utterances,) target tokens, `</s>` included."""
+        return np.array([len(label) for label in self.labels])
+
+    def example(self, index: int) -> dict[str, Any]:
+        """What the collator takes: cached features or audio, and labels."""
+        labels = self.labels[index]
+        if self.features is not None:
+            return {"input_features": self.features[index], "labels": labels}
+        return {"audio": self.rows[index]["audio"], "labels": labels}
+
+    def select(self, indices: Sequence[int]) -> "Utterances":
+        """These utterances only, in this order."""
+        return Utterances(
+            rows=self.rows.select(indices),
+            ids=[self.ids[i] for i in indices],
+            texts=[self.texts[i] for i in indices],
+            labels=[self.labels[i] for i in indices],
+            frames=self.frames[list(indices)],
+            features=None if self.features is None else [self.features[i] for i in indices],
+        )
+
+    def fingerprint(self) -> str:
+        """A hash over ids, lengths and labels: equal where the batches of a resumed run would be equal."""
+        digest = hashlib.sha256()
+        for name, frames, label in zip(self.ids, self.frames, self.labels, strict=True):
+            digest.update(f"{name}\t{frames}\t{label}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def count_positions(frames: np.ndarray, subsampling_layers: int) -> np.ndarray:
+    """Encoder positions of so many frames: each stride-2 convolution halves, rounding up."""
+    for _ in range(subsampling_layers):
+        frames = subsampled_length(frames)
+    return frames
+
+
+def prepare_split(rows: Any, processor: Any) -> Utterances:
+    """Tokenise a split and count its frames; `rows` has the columns id, audio, text and duration (seconds)."""
+    texts = list(rows["text"])
+    extractor = processor.feature_extractor
+    rate = extractor.sampling_rate
+    return Utterances(
+        rows=rows,
+        ids=list(rows["id"]),
+        texts=texts,
+        labels=list(processor.tokenizer(texts).input_ids) if texts else [],
+        frames=np.array([extractor.num_frames(round(d * rate)) for d in rows["duration"]], dtype=int),
+    )
+
+
+def checked(
+    split: str, utterances: Utterances, section: DataSection, tokenizer: Any, ctc_subsampling_layers: int | None
+) -> Utterances:
+    """The utterances, if all can be trained on; without the bad ones where the recipe says so.
+
+    Args:
+        split: its name, for messages.
+        tokenizer: the one that made the labels.
+        ctc_subsampling_layers: of the model, where it is trained with CTC, else None.
+    Raises:
+        DataError: bad utterances (and `bad_utterances` is "refuse"), none left, or too many unknown characters.
+    """
+    if len(utterances) == 0:
+        raise DataError(f"the split {split!r} has no utterances")
+    problems = _problems(utterances, section, ctc_subsampling_layers)
+    if problems:
+        report = f"the split {split!r} has utterances that cannot be trained on:\n" + "\n".join(
+            f"  {len(ids)} {reason}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}"
+            for reason, ids in problems.items()
+        )
+        if section.bad_utterances == "refuse":
+            raise DataError(f"{report}\nCorrect them, or leave them out with data.bad_utterances=drop.")
+        logger.warning("%s\nThey are left out.", report)
+        bad = {name for ids in problems.values() for name in ids}
+        utterances = utterances.select([i for i, name in enumerate(utterances.ids) if name not in bad])
+        if len(utterances) == 0:
+            raise DataError(f"no utterance of the split {split!r} is left")
+    _check_unknown(split, utterances, section.max_unknown_share, tokenizer)
+    return utterances
+
+
+def _problems(utterances: Utterances, section: DataSection, ctc_subsampling_layers: int | None) -> dict[str, list[str]]:
+    """Ids by the reason for which they cannot be used."""
+    problems: dict[str, list[str]] = {}
+    positions = count_positions(utterances.frames, ctc_subsampling_layers or 0)
+    durations = utterances.rows["duration"]
+    for index, (name, text, labels) in enumerate(zip(utterances.ids, utterances.texts, utterances.labels, strict=True)):
+        reason = None
+        if not text.strip():
+            reason = "with an empty text"
+        elif durations[index] < section.min_duration:
+            reason = f"shorter than {section.min_duration} s (data.min_duration)"
+        elif durations[index] > section.max_duration:
+            reason = f"longer than {section.max_duration} s (data.max_duration)"
+        elif ctc_subsampling_layers is not None and ctc_length(labels) > positions[index]:
+            reason = "with more tokens than encoder positions, which CTC cannot align (is the text that of the audio?)"
+        if reason:
+            problems.setdefault(reason, []).append(name)
+    return problems
+
+
+def ctc_length(labels: Sequence[int]) -> int:
+    """Positions that CTC needs for labels with a final `</s>`: one per token, one blank between equal neighbours."""
+    tokens = labels[:-1]
+    return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
+
+
+def _check_unknown(split: str, utterances: Utterances, limit: float, tokenizer: Any) -> None:
+    unknown = [labels.count(tokenizer.unk_token_id) for labels in utterances.labels]
+    total = int(utterances.tokens.sum())
+    if sum(unknown) <= limit * total:
+        return
+    names = [name for name, count in zip(utterances.ids, unknown, strict=True) if count]
+    texts = [text for text, count in zip(utterances.texts, unknown, strict=True) if count]
+    counts = Counter("".join(texts)).most_common()
+    characters = [c for c, _ in counts if tokenizer.unk_token_id in tokenizer(c).input_ids]
+    raise DataError(
+        f"{sum(unknown) / total:.1%} of the tokens of the split {split!r} are unknown to the tokenizer "
+        f"({sum(unknown)} of {total}; limit {limit:.1%}), in {len(names)} utterances: {', '.join(names[:5])}. "
+        f"Unknown characters: {' '.join(characters[:40])}. Normalise the text, "
+        "train the tokenizer on text that has them, or raise data.max_unknown_share."
+    )
+
+
+def cache_features(utterances: Utterances, feature_extractor: Any, megabytes: float) -> bool:
+    """Compute the features of a split once and keep them as float16, if they fit; returns whether they do.
+
+    The exact frame counts replace those derived from the durations.
+    """
+    needed = int(utterances.frames.sum()) * feature_extractor.feature_size * 2 / 2**20
+    if needed > megabytes:
+        return False
+    features: list[torch.Tensor] = [torch.empty(0)] * len(utterances)
+    for indices, batch, lengths in extract_in_batches(utterances, feature_extractor):
+        for row, index in enumerate(indices):
+            features[index] = batch[row, : lengths[row]].to(torch.float16)  # a copy: the padded batch is freed
+    utterances.features = features
+    utterances.frames = np.array([len(f) for f in features], dtype=int)
+    return True
+
+
+def extract_in_batches(
+    utterances: Utterances, feature_extractor: Any
+) -> Iterator[tuple[tuple[int, ...], torch.Tensor, list[int]]]:
+    """(indices, features (B, T, F), real frames of each), shortest utterances first."""
+    options = BatchOptions(frames_per_batch=max(_FRAMES_PER_EXTRACTION, int(utterances.frames.max())))
+    rate = feature_extractor.sampling_rate
+    for indices in cut_batches(np.argsort(utterances.frames, kind="stable").tolist(), utterances.frames, options):
+        audio = [read_audio(item, sampling_rate=rate) for item in utterances.rows[list(indices)]["audio"]]
+        batch = feature_extractor(audio, sampling_rate=rate, padding=True, return_tensors="pt")
+        yield indices, batch["input_features"], batch["attention_mask"].sum(dim=1).tolist()

@@ -1,0 +1,98 @@
+"""A checkpoint on its own: what is saved, and that it loads where the package is not installed."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoint_alone import examine
+from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
+from hf_entmax_asr.tokenization import train_character_tokenizer
+from small_models import small_model
+
+HERE = Path(__file__).parent
+MODEL_FOLDER = HERE.parent / "src" / "hf_entmax_asr" / "model"
+AUDIO = str(HERE / "speech.flac")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = train_character_tokenizer(["the quick brown fox jumps over the lazy dog"])
+    EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(), tokenizer).save_pretrained(folder)
+    small_model(lively=True, vocab_size=len(tokenizer), num_mel_bins=80).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_the_package(checkpoint) -> dict:
+    return examine(AUDIO, str(checkpoint))
+
+
+def test_what_is_saved(checkpoint):
+    suffixes = {path.suffix for path in checkpoint.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".py", ".safetensors"}  # no pickle
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["architectures"] == ["EntmaxAsrForConditionalGeneration"]
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_entmax_asr.EntmaxAsrConfig",
+        "AutoModelForSpeechSeq2Seq": "modeling_entmax_asr.EntmaxAsrForConditionalGeneration",
+    }
+
+
+def test_the_code_is_saved_whole_and_needs_nothing_else(checkpoint):
+    saved = {path.name for path in checkpoint.glob("*.py")}
+    assert {"alignment.py", "entmax.py", "losses.py", "modeling_entmax_asr.py", "processing_entmax_asr.py"} <= saved
+    # transformers asks each Hub user to install whatever these files import.
+    there = {"huggingface_hub", "numpy", "torch", "transformers"} | set(sys.stdlib_module_names)
+    for name in saved:
+        code = (checkpoint / name).read_text()
+        assert code == (MODEL_FOLDER / name).read_text()
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (node.level, f"{node.module}.py" in saved) == (1, True), f"{name} needs {node.module}"
+            elif isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= there, name
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] in there, name
+
+
+def test_the_stock_pipeline_with_the_package(with_the_package):
+    report = with_the_package
+    assert all(module.startswith("hf_entmax_asr.") for module in report["modules"])
+    assert report["classes"][:2] == ["EntmaxAsrConfig", "EntmaxAsrProcessor"]
+    assert report["classes"][2:] == ["EntmaxAsrForConditionalGeneration"] * 2
+    assert report["branch"] == "seq2seq"
+    assert report["pipeline"] == report["text"]
+    assert len(report["text"]) > 3
+
+
+@pytest.mark.parametrize("name", ["model", "pipeline"])
+def test_loaded_models_are_sparse_and_their_alpha_learns(name, with_the_package):
+    assert min(with_the_package[f"zeros of {name}"]) > 0.3  # a softmax in its place would have none
+    assert len(with_the_package[f"gradient of {name}"]) == 4
+    assert min(with_the_package[f"gradient of {name}"]) > 0
+
+
+def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, with_the_package, tmp_path):
+    output = subprocess.run(
+        [sys.executable, HERE / "checkpoint_alone.py", AUDIO, checkpoint, tmp_path / "copy"],
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr
+    reports = json.loads(output.stdout.splitlines()[-1])
+    for report, folder in zip(reports, (checkpoint.name, "copy"), strict=True):
+        modules = report.pop("modules")
+        assert all(module.startswith(f"transformers_modules.{folder}.") for module in modules), modules
+        assert report == {key: pytest.approx(value) for key, value in with_the_package.items() if key != "modules"}
+    assert {path.name for path in checkpoint.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}

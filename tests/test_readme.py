@@ -1,0 +1,96 @@
+"""The README's Python blocks run, and its commands name programs and options that exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hf_entmax_asr import (
+    EntmaxAsrConfig,
+    EntmaxAsrFeatureExtractor,
+    EntmaxAsrForConditionalGeneration,
+    EntmaxAsrProcessor,
+)
+from hf_entmax_asr.tokenization import train_character_tokenizer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"<!-- test(?:: (\w+))? -->\n```python\n(.*?)```", README, flags=re.S)
+
+
+def tone(seconds: float) -> np.ndarray:
+    return 0.1 * np.sin(np.arange(int(16000 * seconds)) * 0.2).astype(np.float32)
+
+
+def small_processor() -> EntmaxAsrProcessor:
+    return EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(), train_character_tokenizer(["one two three", "four five"]))
+
+
+def small_model(processor: EntmaxAsrProcessor) -> EntmaxAsrForConditionalGeneration:
+    torch.manual_seed(0)
+    return EntmaxAsrForConditionalGeneration(
+        EntmaxAsrConfig(
+            vocab_size=len(processor.tokenizer),
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            subsampling_channels=4,
+        )
+    )
+
+
+def test_every_python_block_is_marked():
+    assert len(BLOCKS) == README.count("```python") >= 4
+
+
+@pytest.mark.parametrize(
+    ("needs", "code"), BLOCKS, ids=[f"{i}-{needs or 'alone'}" for i, (needs, _) in enumerate(BLOCKS)]
+)
+def test_python_block_runs(needs, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "readme"}
+    if needs:
+        processor = small_processor()
+        model = small_model(processor)
+        names |= {"model": model, "processor": processor}
+    if needs == "checkpoint":
+        model.save_pretrained("demo_output/run/best")
+        processor.save_pretrained("demo_output/run/best")
+        soundfile.write("recording.wav", tone(1.0), 16000)
+    if needs == "trainer":
+        names["dataset"] = [{"audio": tone(1.0), "text": "one two"}, {"audio": tone(1.5), "text": "four five"}]
+    exec(compile(code, "README.md", "exec"), names)
+
+
+def commands() -> list[str]:
+    """Every line of the README's shell blocks that starts one of our programs, continuation lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return sorted({line.split("  #")[0].strip() for line in lines if "scripts/" in line})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_names_what_exists(command):
+    program = re.search(r"scripts/\w+\.py", command)[0]
+    usage = subprocess.run(
+        [sys.executable, ROOT / program, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for option in re.findall(r"(--[a-z][\w-]*)", command.split(program)[1]):
+        assert option in usage, f"{program} has no option {option}"
+    for recipe in re.findall(r"scripts/recipes/\S+", command):
+        assert (ROOT / recipe).is_file()
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target

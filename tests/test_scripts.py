@@ -1,0 +1,293 @@
+"""The programs of scripts/, run as a user runs them, and several processes against one."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hf_entmax_asr.training import train
+from hf_entmax_asr.training.recipe import recipe_to_dict
+from tones import tiny_recipe, write_splits
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory) -> Path:
+    return write_splits(tmp_path_factory.mktemp("tones"), train=24, test=6)
+
+
+def plain_recipe(tones: Path, **sections):
+    """Without dropout, noise or masks, so that only the mathematics of a step is left."""
+    model = {"dropout": 0.0, "head_drop": 0.0, "energy_noise_std": 0.0}
+    tree = {
+        "model": model | sections.pop("model", {}),
+        "augmentation": {"frequency_masks": 0, "time_masks": 0},
+        "data": {"path": str(tones), "validation_split": "test"},
+    }
+    return tiny_recipe(tones, **tree | sections)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tones, tmp_path_factory) -> Path:
+    recipe = plain_recipe(tones, schedule={"max_steps": 2})
+    return train(recipe, tmp_path_factory.mktemp("run") / "run").last.resolve()
+
+
+def script(name: str):
+    """The program as a module, to call its main in this process."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a program with arguments: (exit status, what it printed, what it said on the error stream)."""
+
+    def run(name: str, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        status = script(name).main()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+# train.py
+
+
+def save_recipe(recipe, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(recipe_to_dict(recipe)))
+    return path
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tones, tmp_path):
+    """Two processes with one batch each make the steps of one process with two: gradients are means over tokens."""
+    recipe = plain_recipe(tones, schedule={"max_steps": 4, "warmup_steps": 2}, evaluation={"compare_decodings": False})
+    alone = train(
+        plain_recipe(tones, schedule={"max_steps": 4, "warmup_steps": 2}, batching={"accumulation_steps": 2}),
+        tmp_path / "alone",
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, SCRIPTS / "train.py", "--recipe", save_recipe(recipe, tmp_path / "r.yaml")]
+    command += ["--output", tmp_path / "together"]
+    done = subprocess.run(
+        command,
+        env=environment() | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("finished after 4 steps")
+    expected = load_file(alone.last / "model.safetensors")
+    actual = load_file(tmp_path / "together" / "last" / "model.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    state = tmp_path / "together" / "last" / "training_state"
+    assert {key[0] for key in load_file(state / "random.safetensors")} == {"0", "1"}
+    assert json.loads((state / "state.json").read_text())["scores"].keys() == {"4"}
+
+
+def test_a_launch_that_starts_one_process_of_several_is_refused(call, monkeypatch, tmp_path):
+    # What accelerate 1.15 sets for `accelerate launch --cpu --num_processes 2`.
+    for name, value in (("ACCELERATE_USE_CPU", "True"), ("KMP_AFFINITY", "fine"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    status, _, error = call("train", "--recipe", SCRIPTS / "recipes" / "prompts_demo.yaml", "--output", tmp_path)
+    assert status == 1
+    assert "accelerate launch --multi_gpu --num_processes N" in error
+
+
+def test_an_interrupted_run_saves_and_resumes(call, tones, tmp_path, monkeypatch):
+    from hf_entmax_asr.training.engine import TrainingRun
+
+    step = TrainingRun._step
+
+    def interrupted(self, batches):
+        if self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, batches)
+
+    monkeypatch.setattr(TrainingRun, "_step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    recipe = save_recipe(plain_recipe(tones, schedule={"max_steps": 100000}), tmp_path / "r.yaml")
+    status, out, _ = call("train", "--recipe", recipe, "--output", tmp_path / "run")
+    assert status == 0
+    assert out.startswith("stopped; --resume goes on after 3 steps")
+    assert signal.getsignal(signal.SIGINT) is before
+    status, out, _ = call("train", "--output", tmp_path / "run", "--resume", "--stop-after", "5")
+    assert status == 0
+    assert out.startswith("stopped; --resume goes on after 5 steps")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "model.d_modl=3"], "did you mean 'd_model'"),
+        (["--data", "/nowhere"], "corpus folder /nowhere does not exist"),
+        (["--set", "data.validation_split=dev"], "no split 'dev'"),
+    ],
+)
+def test_train_says_what_is_wrong_in_one_line(call, tones, tmp_path, arguments, message):
+    recipe = save_recipe(plain_recipe(tones), tmp_path / "r.yaml")
+    status, out, error = call("train", "--recipe", recipe, "--output", tmp_path / "run", *arguments)
+    assert (status, out) == (1, "")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_the_best_checkpoint_is_pushed_without_training_state(call, tones, tmp_path, monkeypatch):
+    """Against a Hub that only notes what it is told."""
+    import huggingface_hub
+
+    told = {}
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            told["repository"] = (name, private, exist_ok)
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/me/{name}")
+
+        def upload_folder(self, repo_id, folder_path, ignore_patterns, commit_message):
+            names = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
+            told["files"] = set(huggingface_hub.utils.filter_repo_objects(names, ignore_patterns=ignore_patterns))
+            told["repo_id"] = repo_id
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "whoami", lambda: {"name": "me"})
+    recipe = save_recipe(plain_recipe(tones, schedule={"max_steps": 2}), tmp_path / "r.yaml")
+    arguments = ("--recipe", recipe, "--output", tmp_path / "run", "--push_to_hub", "tones", "--private")
+    status, out, error = call("train", *arguments)
+    assert status == 0, error
+    assert told["repository"] == ("tones", True, True)
+    assert told["repo_id"] == "me/tones"
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "modeling_entmax_asr.py"} <= told[
+        "files"
+    ]
+    assert not any(name.startswith("training_state") for name in told["files"])
+    assert "https://huggingface.co/me/tones" in out
+
+
+def test_a_push_without_access_is_refused_before_training(call, tones, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def whoami():
+        raise OSError("no token")
+
+    monkeypatch.setattr(huggingface_hub, "whoami", whoami)
+    recipe = save_recipe(plain_recipe(tones), tmp_path / "r.yaml")
+    status, _, error = call("train", "--recipe", recipe, "--output", tmp_path / "run", "--push-to-hub", "tones")
+    assert status == 1
+    assert "no token" in error
+    assert not (tmp_path / "run").exists()
+
+
+# evaluate.py
+
+
+def test_evaluate_prints_scores_and_writes_utterances(call, checkpoint, tones, tmp_path):
+    status, out, _ = call("evaluate", checkpoint, tones, "--output", tmp_path / "scores.jsonl")
+    assert status == 0
+    records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == [f"{i:03d}" for i in range(6)]
+    words = sum(len(record["reference"].split()) for record in records)
+    errors = sum(record[kind] for record in records for kind in ("substitutions", "insertions", "deletions"))
+    assert f"WER {100 * errors / words:.1f} %" in out
+    assert f"{words} words" in out
+    assert "6 utterances of test" in out
+
+
+def test_evaluate_batches_do_not_change_the_result(call, checkpoint, tones, tmp_path):
+    for name, frames in (("one", "100"), ("all", "16000")):
+        arguments = (
+            "--frames-per-batch",
+            frames,
+            "--output",
+            tmp_path / name,
+            "--decoding",
+            "soft",
+            "--num-beams",
+            "2",
+        )
+        assert call("evaluate", checkpoint, tones, *arguments)[0] == 0
+    assert (tmp_path / "one").read_text() == (tmp_path / "all").read_text()
+
+
+def test_evaluate_names_what_it_lacks(call, checkpoint, tones):
+    status, _, error = call("evaluate", checkpoint, tones, "--split", "dev")
+    assert status == 1
+    assert "no split 'dev'; --split takes one of test, train" in error
+    status, _, error = call("evaluate", tones / "nothing", tones)
+    assert status == 1
+    assert "is not a checkpoint of hf_entmax_asr" in error
+
+
+# transcribe.py
+
+
+@pytest.fixture
+def recordings(tones, tmp_path) -> Path:
+    """A folder with good files of several kinds and rates, and two that cannot be transcribed."""
+    folder = tmp_path / "recordings"
+    (folder / "deep").mkdir(parents=True)
+    audio, _ = soundfile.read(tones / "test" / "000.flac", dtype="float32")
+    soundfile.write(folder / "a.wav", audio, 16000)
+    soundfile.write(folder / "b.ogg", np.stack([audio, audio], axis=1), 16000)
+    soundfile.write(folder / "deep" / "c.mp3", np.repeat(audio, 3), 48000)
+    soundfile.write(folder / "d.flac", audio[:100], 16000)
+    (folder / "e.wav").write_text("not audio")
+    (folder / "notes.txt").write_text("not audio either, and not asked for")
+    return folder
+
+
+def test_transcribe_does_what_it_can_and_reports_the_rest(call, checkpoint, recordings, tmp_path):
+    output = tmp_path / "out.json"
+    status, _, error = call("transcribe", checkpoint, recordings, tmp_path / "missing.wav", "--output", output)
+    assert status == 1
+    records = {Path(r["file"]).name: r for r in json.loads(output.read_text())}
+    assert list(records) == ["a.wav", "b.ogg", "d.flac", "c.mp3", "e.wav", "missing.wav"]
+    for name in ("a.wav", "b.ogg", "c.mp3"):
+        assert "error" not in records[name]
+        assert isinstance(records[name]["text"], str)
+        assert records[name]["seconds"] == pytest.approx(records["a.wav"]["seconds"], abs=0.1)
+    assert "less than one analysis window" in records["d.flac"]["error"]
+    assert "cannot be decoded" in records["e.wav"]["error"]
+    assert "does not exist" in records["missing.wav"]["error"]
+    for name in ("d.flac", "e.wav", "missing.wav"):
+        assert name in error
+
+
+def test_transcribe_prints_text(call, checkpoint, recordings):
+    status, out, error = call("transcribe", checkpoint, recordings / "a.wav")
+    assert (status, error) == (0, "")
+    assert len(out.splitlines()) == 1
+    status, out, _ = call("transcribe", checkpoint, recordings / "a.wav", recordings / "b.ogg", "--decoding", "soft")
+    assert status == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(recordings / "a.wav"), str(recordings / "b.ogg")]
+
+
+def test_transcribe_refuses_what_is_too_long(call, checkpoint, recordings):
+    status, _, error = call("transcribe", checkpoint, recordings / "a.wav", "--max-seconds", "0.5")
+    assert status == 1
+    assert "the limit is 0.5 s" in error

@@ -1,0 +1,70 @@
+"""Batches planned from lengths: bounds, buckets, place in the stream, and shares of several processes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hf_entmax_asr.training.batching import BatchOptions, BatchStream, plan_epoch
+
+FRAMES = np.random.default_rng(3).integers(20, 300, 200)
+
+
+def test_every_epoch_holds_every_utterance_once_within_the_bounds():
+    options = BatchOptions(frames_per_batch=2000, max_utterances=15, shuffle_window=3)
+    plans = [plan_epoch(FRAMES, options, epoch) for epoch in range(2)]
+    for plan in plans:
+        assert sorted(i for batch in plan for i in batch) == list(range(200))
+        assert max(len(b) * FRAMES[list(b)].max() for b in plan) <= 2000
+        assert max(map(len, plan)) <= 15
+        padded = sum(len(b) * FRAMES[list(b)].max() for b in plan)
+        assert FRAMES.sum() / padded > 0.8  # bucketed: random batches of these lengths would be at 0.6
+    assert plans[0] != plans[1]
+    assert plans[0] == plan_epoch(FRAMES, options, 0)
+    assert plans[0] != plan_epoch(FRAMES, replace(options, seed=1), 0)
+
+
+def test_short_first_epochs_go_from_short_to_long():
+    options = BatchOptions(frames_per_batch=2000, short_first_epochs=1)
+    longest = [FRAMES[list(b)].max() for b in plan_epoch(FRAMES, options, 0)]
+    assert longest == sorted(longest)
+    longest = [FRAMES[list(b)].max() for b in plan_epoch(FRAMES, options, 1)]
+    assert longest != sorted(longest)
+
+
+def test_an_utterance_above_the_batch_size_is_refused():
+    with pytest.raises(ValueError, match="300 frames does not fit a batch of 200"):
+        plan_epoch(np.array([300, 20]), BatchOptions(frames_per_batch=200), 0)
+
+
+def take(stream: BatchStream, count: int):
+    batches = iter(stream)
+    return [next(batches) for _ in range(count)]
+
+
+def test_a_stream_goes_on_where_another_stood_without_replay():
+    options = BatchOptions(frames_per_batch=2000)
+    whole = take(BatchStream(FRAMES, FRAMES, options), 60)
+    assert whole[-1].epoch > 0
+    for cut in (1, 17, 40):
+        place = whole[cut - 1].epoch, whole[cut - 1].next_index
+        rest = BatchStream(FRAMES, FRAMES, options, epoch=place[0], next_index=place[1])
+        assert take(rest, 60 - cut) == whole[cut:]
+
+
+def test_processes_share_the_batches_of_one_process_and_weights_make_a_mean_over_tokens():
+    options = BatchOptions(frames_per_batch=2000)
+    tokens = np.random.default_rng(4).integers(1, 50, 200)
+    alone = take(BatchStream(FRAMES, tokens, options, accumulation_steps=4), 40)
+    shared = [
+        take(BatchStream(FRAMES, tokens, options, accumulation_steps=2, rank=rank, world_size=2), 20) for rank in (0, 1)
+    ]
+    together = [batch for pair in zip(*shared, strict=True) for batch in pair]
+    assert [b.indices for b in together] == [b.indices for b in alone]
+    assert [b.seed for b in together] == [b.seed for b in alone]
+    for step in range(10):
+        own = alone[4 * step : 4 * step + 4]
+        counts = [tokens[list(b.indices)].sum() for b in own]
+        np.testing.assert_allclose([b.weight for b in own], np.array(counts) / sum(counts))
+        # An average over 2 processes of sums over 2 shares gives the same mean.
+        np.testing.assert_allclose([b.weight / 2 for b in together[4 * step : 4 * step + 4]], [b.weight for b in own])

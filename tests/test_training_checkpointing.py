@@ -1,0 +1,88 @@
+"""Checkpoints and reports: whole or absent, the best and the last, averages, history."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_entmax_asr.training import (
+    CheckpointError,
+    average_checkpoints,
+    read_history,
+)
+from hf_entmax_asr.training.checkpointing import CheckpointStore, atomic_folder
+from hf_entmax_asr.training.reporting import Reporter
+from tones import weights
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    target = tmp_path / "checkpoint"
+
+    def write(text, fail):
+        with atomic_folder(target) as partial:
+            (partial / "file").write_text(text)
+            if fail:
+                raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write("one", fail=True)
+    assert list(tmp_path.iterdir()) == []
+    write("two", fail=False)
+    with pytest.raises(OSError, match="disk full"):
+        write("three", fail=True)
+    assert (target / "file").read_text() == "two"
+    write("four", fail=False)
+    assert (target / "file").read_text() == "four"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_store_keeps_the_last_and_the_best(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2, keep_best=1)
+    scores: dict[int, float] = {}
+    for step, score in ((10, 5.0), (20, 3.0), (30, 4.0), (40, None), (50, 6.0)):
+        if score is not None:
+            scores[step] = score
+        store.save(step, lambda folder, step=step: (folder / "step").write_text(str(step)), scores)
+    assert store.steps() == [20, 40, 50]
+    assert (tmp_path / "best" / "step").read_text() == "20"
+    assert (tmp_path / "last" / "step").read_text() == "50"
+    assert store.ranked(scores) == [20, 50]
+
+
+def test_the_average_is_the_mean(tmp_path):
+    for index, value in enumerate((1.0, 2.0, 6.0)):
+        folder = tmp_path / str(index)
+        (folder / "training_state").mkdir(parents=True)
+        (folder / "config.json").write_text(str(index))
+        save_file({"w": torch.full((2,), value), "half": torch.full((1,), value).half()}, folder / "model.safetensors")
+    average_checkpoints([tmp_path / str(i) for i in range(3)], tmp_path / "mean")
+    mean = weights(tmp_path / "mean")
+    torch.testing.assert_close(mean["w"], torch.full((2,), 3.0))
+    assert mean["half"].dtype == torch.float16
+    assert sorted(p.name for p in (tmp_path / "mean").iterdir()) == ["config.json", "model.safetensors"]
+    save_file({"other": torch.zeros(1)}, tmp_path / "1" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="another model"):
+        average_checkpoints([tmp_path / "0", tmp_path / "1"], tmp_path / "mean")
+
+
+def test_a_resumed_report_drops_what_lay_beyond_the_checkpoint(tmp_path):
+    history = tmp_path / "history.jsonl"
+    history.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')  # cut off by a crash
+    with Reporter(tmp_path, enabled=True, tensorboard=False, start_step=2):
+        pass
+    assert [record["step"] for record in read_history(history)] == [1, 2]
+    with Reporter(tmp_path, enabled=True, tensorboard=False):
+        pass
+    assert read_history(history) == []
+
+
+def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    values = {"loss": 1.5, "ctc_loss": 2.25, "learning_rate": 0.001, "frames_per_second": 12345.6}
+    with Reporter(tmp_path, enabled=True, tensorboard=False) as reporter:
+        reporter.training(7, values, {}, time_left=75.0)
+        reporter.progress(0.5)
+    shown = capsys.readouterr().err
+    assert " 50 %|" in shown
+    assert "step 7: loss 1.500 (ctc 2.250), lr 1.00e-03, 12,346 frames/s, 1:15 left" in shown
