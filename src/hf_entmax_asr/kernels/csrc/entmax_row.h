@@ -55,65 +55,77 @@ struct Curve {
     return {p, slope, slope * upside_down};
   }
   INLINE_MEMBER V weight(V a) const { return weigh(a).p; }
+  INLINE_MEMBER V slope(V a, V p) const {  // p^(1−ε) where p is known
+    if (K != GENERAL) return weigh(a).slope;
+    return p > 0.0f ? p * rough_inverse(a * eps + shift + 1.0f) : V{};
+  }
 };
 
-// How far t is from the root, in units of F/N: (1 − F^(−ε))/ε.
-INLINE float norm_step(float F, float eps) {
-  const float d = F - 1.0f;
+// How far t is from the root, in units of F/N: (1 − F^(−ε))/ε, of d = F − 1.
+INLINE float norm_step(float d, float eps) {
   float l;  // log F
   if (d > -0.5f && d < 0.5f) {
     const float y = d / (2.0f + d), y2 = y * y;
     l = 2.0f * y * (1.0f + y2 * (1 / 3.0f + y2 * (1 / 5.0f + y2 * (1 / 7.0f))));
   } else {
-    l = log2(all(F))[0] * 0.693147181f;
+    l = log2(all(1.0f + d))[0] * 0.693147181f;
   }
   const float x = eps * l;
   if (x > 0.3f || x < -0.3f) return (1.0f - exp2(all(x * -1.44269504f))[0]) / eps;
   return l * (1.0f - x * (1 / 2.0f - x * (1 / 6.0f - x * (1 / 24.0f - x * (1 / 120.0f - x * (1 / 720.0f))))));
 }
 
-// Sums over some of a row at one t: F = Σp, N = Σ p^(1−ε), M = Σ p^(1−2ε).
+// Sums over some of a row at one t, F = Σp, N = Σ p^(1−ε), M = Σ p^(1−2ε).
 struct Sums {
-  float F, N, M;
+  float excess, N, M;  // excess: F − 1, without the digits that would cost
+
+  float F() const { return 1.0f + excess; }
 };
 
 // Newton's step on F^ε, which is linear in t where all p are equal.
 template <Kind K>
 INLINE float newton_step(const Sums& s, float eps) {
-  if (K == SPARSEMAX) return (s.F - 1.0f) / s.N;
-  if (K == ENTMAX15) return 2.0f * (s.F - __builtin_sqrtf(s.F)) / s.N;
-  return s.F / s.N * norm_step(s.F, eps);
+  if (K == SPARSEMAX) return s.excess / s.N;
+  if (K == ENTMAX15) {
+    const float root = __builtin_sqrtf(s.F());
+    return 2.0f * root * s.excess / ((root + 1.0f) * s.N);  // 2 (F − √F)/N
+  }
+  return s.F() / s.N * norm_step(s.excess, eps);
 }
 
 // Halley's, which may pass the root; for ε <= 1/2, where M is tame.
 INLINE float halley_step(const Sums& s, float eps) {
   const float by = newton_step<GENERAL>(s, eps);
-  const float bend = 0.5f * by * (1.0f - eps) * (s.M / s.N - s.N / s.F);
+  const float bend = 0.5f * by * (1.0f - eps) * (s.M / s.N - s.N / s.F());
   return by / (1.0f - (bend < 0.5f ? bend : 0.5f));
 }
 
 // The sums over a[0..n) − top, `stride` vectors apart; stores p unless null.
-template <Kind K>
+template <Kind K, bool WIDE>
 INLINE Sums sums_at(const float* a, int n, int stride, float top, float t, float eps, float* p) {
   const Curve<K> curve(eps, t);
   V total[2] = {}, norm[2] = {}, bend[2] = {};
+  WideSum wide;
   int j = 0;
   for (; j + (stride + 1) * W <= n; j += 2 * stride * W)
     for (int half = 0; half < 2; half++) {
       auto weight = curve.weigh(load(a + j + half * stride * W) - top);
       if (p) store(p + j + half * stride * W, weight.p);
-      total[half] += weight.p;
+      if (WIDE) wide += weight.p;
+      else total[half] += weight.p;
       norm[half] += weight.slope;
       if (K == GENERAL) bend[half] += weight.bend;
     }
   for (; j < n; j += stride * W) {
     auto weight = curve.weigh(load_part(a + j, n - j, -INF) - top);
     if (p) store_part(p + j, n - j, weight.p);
-    total[0] += weight.p;
+    if (WIDE) wide += weight.p;
+    else total[0] += weight.p;
     norm[0] += weight.slope;
     if (K == GENERAL) bend[0] += weight.bend;
   }
-  return {sum(total[0] + total[1]), sum(norm[0] + norm[1]), K == GENERAL ? sum(bend[0] + bend[1]) : 0.0f};
+  const float excess = WIDE ? (float)(wide.value() - 1.0) : sum(total[0] + total[1]) - 1.0f;
+  return {excess, sum(norm[0] + norm[1]), K == GENERAL ? sum(bend[0] + bend[1]) : 0.0f};
 }
 
 // A bound from below for the lowest score with weight, t − 1/ε, where ε >= 1/M, M a power of 2: that of ε = 1/M, because
@@ -196,73 +208,88 @@ static Support find_support(const float* z, int n, float eps, float* values, int
   return {top, t, count > n - n / 4 ? -1 : count};
 }
 
+// ε > 1/2, and 1.5-entmax, whose every evaluation is cheap. Where F bends at the edges of the support, a step lands on the
+// root only from nearby.
+template <Kind K>
+static float weigh_bent(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
+  const float close = K == ENTMAX15 ? 3e-4f : 1e-6f;
+  bool there = false;
+  float by = 0.0f;
+  for (int step = 0; step < 30; step++) {
+    const Sums s = sums_at<K, true>(a, n, 1, top, t, eps, spare);
+    by = newton_step<K>(s, eps);
+    if (there || !(by > 6e-8f * t || by < -6e-8f * t)) break;  // NaN ends it too
+    there = s.excess <= close && s.excess >= -close;
+    t += by;
+  }
+  const Curve<K> curve(eps, t);
+  for (int j = 0; j < n; j += W) {
+    V weight = load_part(spare + j, n - j, 0.0f), own = load_part(a + j, n - j, -INF) - top;
+    store_part(p + j, n - j, larger(V{}, weight - by * curve.slope(own, weight)));
+  }
+  return t + by;
+}
+
 // p(t + by) from p = p(t), for ε <= 1/2 and a small step: the series of (1 − ε by/u)^(1/ε), u = p^ε.
 INLINE V shifted(V p, V u, float by, float eps) {
   const float c2 = (1 - eps) / 2, c3 = (1 - 2 * eps) / 3, c4 = (1 - 3 * eps) / 4, c5 = (1 - 4 * eps) / 5;
   V x = by * inverse_of(u);
   V factor = 1.0f - x * (1.0f - x * c2 * (1.0f - x * c3 * (1.0f - x * c4 * (1.0f - x * c5))));
-  return u <= eps * by || p <= 0.0f ? V{} : p * factor;
+  return u <= eps * by || p <= 0.0f ? V{} : larger(V{}, p * factor);  // the series ends early: near the edge it is not exact
 }
 
-// Weights p of a[0..n) − top, which may be in the same place, with the root sought from `t` below it; returns the root.
-// `spare` has room for n; it may be p where that is not a.
-template <Kind K>
-static float weigh(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
-  if (K == SOFTMAX) {
-    const float F = sums_at<K>(a, n, 1, top, t, eps, p).F, inverse = 1.0f / F;
-    for (int j = 0; j < n; j += W) store_part(p + j, n - j, load_part(p + j, n - j, 0.0f) * inverse);
-    return norm_step(F, 0.0f);
-  }
-  if (K != GENERAL || eps > 0.5f) {
-    // A step from this close lands on the root; where F bends at every edge of the support, only from nearby.
-    const float close = K == ENTMAX15 ? 3e-4f : 1e-6f;
-    bool there = false;
-    for (int step = 0; step < 30; step++) {
-      const Sums s = sums_at<K>(a, n, 1, top, t, eps, spare);
-      const float by = newton_step<K>(s, eps);
-      if (there || !(by > 6e-8f * t || by < -6e-8f * t)) break;  // NaN ends it too
-      there = s.F - 1.0f <= close && 1.0f - s.F <= close;
-      t += by;
-    }
-    if (p != spare) memcpy(p, spare, n * sizeof(float));
-    return t;
-  }
-  // A logarithm, an exponential and a division each: few full evaluations. A quarter of a long row tells roughly where
-  // the root is, and the last steps are taken by a series on the weights at hand.
+// ε <= 1/2. An evaluation is a logarithm, an exponential and a division a score, so there are few: a quarter of a long row
+// tells roughly where the root is, and the last steps are taken by a series on the weights at hand.
+static float weigh_smooth(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
   if (n >= 16 * W) {
-    const Sums s = sums_at<K>(a, n, 4, top, t, eps, nullptr);
+    const Sums s = sums_at<GENERAL, false>(a, n, 4, top, t, eps, nullptr);
     const float part = (float)((n + W - 1) / W) / (float)(((n + W - 1) / W + 3) / 4);
-    const float guess = t + halley_step({s.F * part, s.N * part, s.M * part}, eps);
-    const float bound = norm_step((float)n, eps);  // where the largest weight would be 1/n
+    const float guess = t + halley_step({s.F() * part - 1.0f, s.N * part, s.M * part}, eps);
+    const float bound = norm_step((float)n - 1.0f, eps);  // where the largest weight would be 1/n
     if (guess > t) t = guess < bound ? guess : bound;
   }
   const float small = eps <= 0.25f ? 0.1f : 4e-3f;
   float by = 0.0f;
   for (int step = 0; step < 30; step++) {
-    by = halley_step(sums_at<K>(a, n, 1, top, t, eps, spare), eps);
-    if (!(by > small || by < -small)) break;
+    by = halley_step(sums_at<GENERAL, false>(a, n, 1, top, t, eps, spare), eps);
+    if (!(by > small || by < -small)) break;  // NaN ends it too
     t += by;
   }
-  if (by > 6e-8f * t || by < -6e-8f * t) {
-    const V scale = all(eps), shift = all(1.0f - eps * t);
-    if (by > 1e-4f || by < -1e-4f) {
-      V total = V{}, norm = V{};
-      for (int j = 0; j < n; j += W) {
-        V u = (load_part(a + j, n - j, -INF) - top) * scale + shift;
-        V weight = shifted(load_part(spare + j, n - j, 0.0f), u, by, eps);
-        total += weight;
-        norm += weight > 0.0f ? weight * rough_inverse(u - eps * by) : V{};
-      }
-      by += (sum(total) - 1.0f) / sum(norm);
-    }
-    for (int j = 0; j < n; j += W) {
-      V u = (load_part(a + j, n - j, -INF) - top) * scale + shift;
-      store_part(p + j, n - j, shifted(load_part(spare + j, n - j, 0.0f), u, by, eps));
-    }
-    return t + by;
+  const V scale = all(eps), shift = all(1.0f - eps * t);
+  WideSum total;
+  V norm = V{};
+  for (int j = 0; j < n; j += W) {
+    V u = (load_part(a + j, n - j, -INF) - top) * scale + shift;
+    V weight = shifted(load_part(spare + j, n - j, 0.0f), u, by, eps);
+    total += weight;
+    norm += weight > 0.0f ? weight * rough_inverse(u - eps * by) : V{};
   }
-  if (p != spare) memcpy(p, spare, n * sizeof(float));
-  return t;
+  by += (float)(total.value() - 1.0) / sum(norm);
+  for (int j = 0; j < n; j += W) {
+    V u = (load_part(a + j, n - j, -INF) - top) * scale + shift;
+    store_part(p + j, n - j, shifted(load_part(spare + j, n - j, 0.0f), u, by, eps));
+  }
+  return t + by;
+}
+
+// Weights p of a[0..n) − top, which may be in the same place, with the root sought from `t`; returns the root. `spare` has
+// room for n; it may be p where that is not a. The digits of t end before those of p, which shows where many p share the
+// sum: the last step is taken in p itself, for a sum in float64.
+template <Kind K>
+static float weigh(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
+  if (K == SOFTMAX) {
+    WideSum F;
+    for (int j = 0; j < n; j += W) {
+      V e = exp(load_part(a + j, n - j, -INF) - top);
+      F += e;
+      store_part(spare + j, n - j, e);
+    }
+    const double total = F.value();
+    for (int j = 0; j < n; j += W) store_part(p + j, n - j, load_part(spare + j, n - j, 0.0f) * (float)(1.0 / total));
+    return norm_step((float)(total - 1.0), 0.0f);
+  }
+  return K == GENERAL && eps <= 0.5f ? weigh_smooth(a, n, top, t, eps, p, spare)
+                                     : weigh_bent<K>(a, n, top, t, eps, p, spare);
 }
 
 // Turns the packed scores of a row into its weights, in place, and drops those that are 0; returns how many are left.
@@ -304,8 +331,11 @@ static float row_backward(const float* p, const float* g, float* dz, int n, floa
   for (int j = 0; j < n; j += W) {
     V weight = load_part(p + j, n - j, 0.0f), c = load_part(g + j, n - j, 0.0f) - middle;
     V bits = WITH_ALPHA || K == GENERAL ? log2(larger(weight, all(1.2e-38f))) : V{};  // of p
-    V u = K == SOFTMAX ? weight : K == ENTMAX15 ? square_root(weight) : K == SPARSEMAX ? all(1.0f) : exp2(bits * (1.0f - eps));
-    if (K == SPARSEMAX || K == GENERAL) u = weight > 0.0f ? u : V{};
+    V u = weight;
+    if (K == ENTMAX15) u = square_root(weight);
+    if (K == SPARSEMAX) u = weight > 0.0f ? all(1.0f) : V{};
+    // The smaller exponent: a logarithm of −100 has few digits behind the point.
+    if (K == GENERAL) u = eps < 0.5f ? weight * exp2(bits * -eps) : weight > 0.0f ? exp2(bits * (1.0f - eps)) : V{};
     us += u;
     ug += u * c;
     store_part(dz + j, n - j, u);

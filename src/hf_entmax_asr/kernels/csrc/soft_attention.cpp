@@ -1,6 +1,4 @@
 // Soft attention over an expected alignment, forward and backward (hf_entmax_asr.model.alignment is the specification).
-#include <initializer_list>
-
 #include "rows.h"
 
 constexpr float FAR = -1e30f;  // stands for −∞ among the scores, so that differences of them are defined
@@ -14,44 +12,41 @@ static void copy_scores(const float* u, const uint8_t* mask, int n, float* out) 
 // Backward, C_k = C_{k−1} Z_{k−1}/Z_k + s_k g_k is ∂/∂α_k, and ∂/∂u_j = s_j (R_j g_j − R'_j), R' made from α C as R from α.
 class Lookback {
  public:
-  Lookback(int n, int) : n_(n), u_(room_, n), share_(room_, n), shrink_(room_, n), rest_(room_, n), alpha_(room_, n),
-                         other_(room_, n) {}
+  Lookback(int n, int)
+      : n_(n), u_(room_, n), top_(room_, n), rise_(room_, n), fade_(room_, n), share_(room_, n), shrink_(room_, n),
+        rest_(room_, n), other_(room_, n), mean_(room_, n) {}
 
   bool open() {
     if (!room_.open()) return false;
-    for (Rows* rows : {&u_, &share_, &shrink_, &rest_, &alpha_, &other_}) rows->open(room_);
+    u_.open(room_), top_.open(room_), rise_.open(room_), fade_.open(room_), share_.open(room_), shrink_.open(room_);
+    rest_.open(room_), other_.open(room_), mean_.open(room_);
     return true;
   }
 
   void forward(const float* alpha, const float* scores, const uint8_t* mask, float* beta, int rows) {
     prepare(alpha, scores, mask, rows);
     for (int r = 0; r < rows; r++)
-      for (int j = 0; j < n_; j += W)
-        store_part(beta + r * (int64_t)n_ + j, n_ - j, load(share_[r] + j) * load(rest_[r] + j));
+      for (int j = 0; j < n_; j++) beta[r * (int64_t)n_ + j] = (float)(share_[r][j] * rest_[r][j]);
   }
 
   void backward(const float* alpha, const float* scores, const uint8_t* mask, const float* grad, float* d_alpha,
                 float* d_scores, int rows) {
     prepare(alpha, scores, mask, rows);
-    const Rows &g = alpha_, &mean = other_;
-    float c[GROUP] = {};
+    double c[GROUP] = {};
     for (int j = 0; j < n_; j++)
       for (int r = 0; r < GROUP; r++)
-        mean[r][j] = c[r] = (j ? c[r] * shrink_[r][j - 1] : 0.0f) + share_[r][j] * grad[(r < rows ? r : 0) * (int64_t)n_ + j];
-    for (int r = 0; r < rows; r++) {
-      const int64_t row = r * (int64_t)n_;
-      memcpy(d_alpha + row, mean[r], n_ * sizeof(float));
-      for (int j = 0; j < n_; j++) {
-        rest_[r][j] *= grad[row + j];
-        g[r][j] = alpha[row + j] * mean[r][j];
-      }
-    }
-    sum_ahead(g, mean);
+        mean_[r][j] = c[r] = (j ? c[r] * shrink_[r][j - 1] : 0.0) + share_[r][j] * grad[(r < rows ? r : 0) * (int64_t)n_ + j];
     for (int r = 0; r < rows; r++)
-      for (int j = 0; j < n_; j += W) {
-        V d = load(share_[r] + j) * (load(rest_[r] + j) - load(mean[r] + j));
-        store_part(d_scores + r * (int64_t)n_ + j, n_ - j, load(u_[r] + j) > FAR ? d : V{});
+      for (int j = 0; j < n_; j++) {
+        const int64_t at = r * (int64_t)n_ + j;
+        d_alpha[at] = (float)mean_[r][j];
+        rest_[r][j] *= grad[at];
+        other_[r][j] = alpha[at] * mean_[r][j];
       }
+    sum_ahead(other_, mean_);
+    for (int r = 0; r < rows; r++)
+      for (int j = 0; j < n_; j++)
+        d_scores[r * (int64_t)n_ + j] = u_[r][j] > FAR ? (float)(share_[r][j] * (rest_[r][j] - mean_[r][j])) : 0.0f;
   }
 
  private:
@@ -59,47 +54,49 @@ class Lookback {
     for (int r = 0; r < GROUP; r++) {
       const int64_t row = (r < rows ? r : 0) * (int64_t)n_;
       copy_scores(scores + row, mask, n_, u_[r]);
-      memcpy(alpha_[r], alpha + row, n_ * sizeof(float));
+      for (int j = 0; j < n_; j++) other_[r][j] = alpha[row + j];
     }
     weigh();
-    sum_ahead(alpha_, rest_);
+    sum_ahead(other_, rest_);
   }
 
-  // s_j, and Z_j/Z_{j+1}. Sums are of e^(u − top), top_j the largest score up to j.
+  // s_j, and Z_j/Z_{j+1}. Sums are of e^(u − top), top_j the largest score up to j; rest_ holds them meanwhile.
   void weigh() {
-    const Rows &top = rest_, &total = other_;
-    float best[GROUP], z[GROUP] = {};
+    const Rows<double>& total = rest_;
+    float best[GROUP];
+    double z[GROUP] = {};
     for (int r = 0; r < GROUP; r++) best[r] = u_[r][0];
     for (int j = 0; j < n_; j++)
-      for (int r = 0; r < GROUP; r++) top[r][j] = best[r] = u_[r][j] > best[r] ? u_[r][j] : best[r];
+      for (int r = 0; r < GROUP; r++) top_[r][j] = best[r] = u_[r][j] > best[r] ? u_[r][j] : best[r];
     for (int r = 0; r < GROUP; r++) {
-      top[r][n_] = top[r][n_ - 1];
+      top_[r][n_] = top_[r][n_ - 1];
       for (int j = 0; j < n_; j += W) {
-        store(share_[r] + j, exp(load(u_[r] + j) - load(top[r] + j)));
-        store(shrink_[r] + j, exp(load(top[r] + j) - load(top[r] + j + 1)));
+        store(rise_[r] + j, exp(load(u_[r] + j) - load(top_[r] + j)));
+        store(fade_[r] + j, exp(load(top_[r] + j) - load(top_[r] + j + 1)));
       }
     }
     for (int j = 0; j < n_; j++)
-      for (int r = 0; r < GROUP; r++) total[r][j] = z[r] = (j ? z[r] * shrink_[r][j - 1] : 0.0f) + share_[r][j];
+      for (int r = 0; r < GROUP; r++) total[r][j] = z[r] = (j ? z[r] * fade_[r][j - 1] : 0.0) + rise_[r][j];
     for (int r = 0; r < GROUP; r++) {
       total[r][n_] = total[r][n_ - 1];
-      for (int j = 0; j < n_; j += W) {
-        store(share_[r] + j, load(share_[r] + j) / load(total[r] + j));
-        store(shrink_[r] + j, load(shrink_[r] + j) * load(total[r] + j) / load(total[r] + j + 1));
+      for (int j = 0; j < n_; j++) {
+        share_[r][j] = rise_[r][j] / total[r][j];
+        shrink_[r][j] = fade_[r][j] * total[r][j] / total[r][j + 1];
       }
     }
   }
 
   // R from α.
-  void sum_ahead(const Rows& alpha, const Rows& out) {
-    float sum[GROUP] = {};
+  void sum_ahead(const Rows<double>& alpha, const Rows<double>& out) {
+    double sum[GROUP] = {};
     for (int j = n_ - 1; j >= 0; j--)
-      for (int r = 0; r < GROUP; r++) out[r][j] = sum[r] = (j + 1 < n_ ? sum[r] * shrink_[r][j] : 0.0f) + alpha[r][j];
+      for (int r = 0; r < GROUP; r++) out[r][j] = sum[r] = (j + 1 < n_ ? sum[r] * shrink_[r][j] : 0.0) + alpha[r][j];
   }
 
   Carver room_;
   int n_;
-  Rows u_, share_, shrink_, rest_, alpha_, other_;
+  Rows<float> u_, top_, rise_, fade_;
+  Rows<double> share_, shrink_, rest_, other_, mean_;
 };
 
 // A window of `width` positions: β_j = Σ_{k=j}^{j+w−1} α_k e^(u_j − M_k)/Z_k with M_k and Z_k the maximum and the sum of
