@@ -89,7 +89,8 @@ def _compile(name: str, command: list[str], target: Path) -> None:
             result = _run([*command, str(SOURCES / f"{name}.cpp"), "-o", str(made), "-lm", "-pthread"])
             if result.returncode or not made.exists():
                 lines = result.stderr.strip().splitlines() or ["no message"]
-                raise BuildError(f"{command[0]} could not compile {name}.cpp: {lines[0]}")
+                line = next((line for line in lines if "error" in line), lines[0])
+                raise BuildError(f"{command[0]} could not compile {name}.cpp: {line}")
             os.replace(made, target)
     except OSError as error:
         raise BuildError(f"{target} cannot be written ({error}); XDG_CACHE_HOME may name another place") from error

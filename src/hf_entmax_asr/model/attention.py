@@ -9,6 +9,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
+from .entmax_attention import entmax_attention
 
 
 class AttentionTransform(nn.Module):
@@ -26,6 +27,20 @@ class AttentionTransform(nn.Module):
     def alpha(self) -> Tensor:
         """(H,) the learned α of each head, always inside (1, 2)."""
         return 1 + torch.sigmoid(self.alpha_logit.float())
+
+    def as_entmax(self) -> tuple[float | Tensor, float] | None:
+        """(α, a number or (H,); factor of the scores) where the transform is an α-entmax, None where it is not."""
+        match self.kind:
+            case "softmax":
+                return 1.0, 1 / self.temperature
+            case "sparsemax":
+                return 2.0, 1.0
+            case "entmax15":
+                return 1.5, 1.0
+            case "entmax":
+                return self.alpha(), 1.0
+            case _:
+                return None
 
     def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         match self.kind:
@@ -93,12 +108,24 @@ class MultiHeadAttention(nn.Module):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T, C), with a boolean mask that broadcasts to (B, H, T, S) -> output (B, T, C), weights (B, H, T, S)."""
-        query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale  # here, for float16's range
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C), with a boolean mask that broadcasts to (B, H, T, S) -> output (B, T, C), and weights (B, H, T, S)
+        if needed: without them, α-entmax attention need not hold them."""
+        query = split_heads(self.q_proj(hidden_states), self.num_heads)
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
-        weights = self.transform(query @ key.transpose(-1, -2), attention_mask)
-        context = F.dropout(weights, self.dropout, self.training).to(value.dtype) @ value  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        entmax_form = None if need_weights else self.transform.as_entmax()
+        if entmax_form is not None:
+            alpha, factor = entmax_form
+            context = entmax_attention(
+                query, key, value, alpha, attention_mask, scale=self.scale * factor, dropout_p=dropout
+            )  # (B, H, T, D)
+        else:
+            scores = query * self.scale @ key.transpose(-1, -2)  # scaled before, for float16's range
+            weights = self.transform(scores, attention_mask)
+            context = F.dropout(weights, dropout).to(value.dtype) @ value
         if hasattr(self, "cross_head"):
             context = self.cross_head(hidden_states, context)
         return self.out_proj(merge_heads(context)), weights

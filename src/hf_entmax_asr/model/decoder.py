@@ -39,11 +39,15 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_key_values: EncoderDecoderCache | None = None,
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S), mask of the tokens (B, U)
         -> (B, U, C), penalty."""
         update, _ = self.self_attn(
-            self.self_attn_layer_norm(hidden_states), attention_mask, past_key_values=past_key_values
+            self.self_attn_layer_norm(hidden_states),
+            attention_mask,
+            past_key_values=past_key_values,
+            need_weights=need_weights,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
@@ -54,6 +58,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             past_key_values,
             past_tokens,
             target_mask,
+            need_weights,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
@@ -68,6 +73,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_key_values: EncoderDecoderCache | None,
         past_tokens: int,
         target_mask: Tensor | None,
+        need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.encoder_attn, MonotonicAttention):
             cache = None if past_key_values is None else past_key_values.cross_attention_cache.layers[self.layer_idx]
@@ -76,7 +82,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             )
             return update, penalty
         mask = None if source_mask is None else source_mask[:, None, None, :]
-        update, _ = self.encoder_attn(hidden_states, mask, encoder_hidden_states, past_key_values)
+        update, _ = self.encoder_attn(hidden_states, mask, encoder_hidden_states, past_key_values, need_weights)
         return update, None
 
 

@@ -54,9 +54,12 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.ffn_layer_norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config, config.encoder_ffn_dim)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, need_weights: bool = False
+    ) -> Tensor:
         """(B, S, C), mask (B, 1, 1, S) boolean -> (B, S, C)."""
-        update, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask)
+        normed = self.self_attn_layer_norm(hidden_states)
+        update, _ = self.self_attn(normed, attention_mask, need_weights=need_weights)
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
         update = self.ffn(self.ffn_layer_norm(hidden_states))
         return residual(hidden_states, update, self.dropout, self.training)

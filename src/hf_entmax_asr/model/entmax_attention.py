@@ -41,8 +41,9 @@ def entmax_attention(
         return_weights: also return the weights (B, H, T, S), before dropout.
 
     Returns:
-        (B, H, T, E) in the dtype of `value`; half precision is computed in float32. Differentiable in query, key,
-        value, α and a floating mask; with `return_weights` in the weights too.
+        (B, H, T, E) in the dtype of `value`; with `return_weights` also (B, H, T, S). Differentiable in query, key,
+        value, α and a floating mask. For half precision the native form computes in float32 throughout, the eager form
+        the weights alone.
 
     Raises:
         ValueError: shapes that do not fit, α outside [1, 2], dropout_p outside [0, 1].
@@ -50,26 +51,22 @@ def entmax_attention(
     _check_shapes(query, key, value, mask)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p = {dropout_p} must lie in [0, 1].")
-    alpha = _alpha_per_head(alpha, query)
+    alphas = _alpha_per_head(alpha, query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if native_entmax_attention is not None and not return_weights:
-        out = native_entmax_attention(query, key, value, alpha, mask, is_causal, scale, dropout_p)
+        out = native_entmax_attention(query, key, value, alphas, mask, is_causal, scale, dropout_p)
         if out is not None:
             return out
-    dtype = torch.float32 if value.dtype in (torch.bfloat16, torch.float16) else value.dtype
-    with torch.autocast(query.device.type, enabled=False):
-        scores = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale  # (B, H, T, S)
-        allowed = None
-        if mask is not None and mask.dtype == torch.bool:
-            allowed = mask
-        elif mask is not None:
-            scores = scores + mask.to(dtype)
-        if is_causal:
-            earlier = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            allowed = earlier if allowed is None else allowed & earlier
-        weights = entmax(scores, alpha, mask=allowed)
-        out = (F.dropout(weights, dropout_p, training=dropout_p > 0) @ value.to(dtype)).to(value.dtype)
-    return (out, weights.to(value.dtype)) if return_weights else out
+    scores = query * scale @ key.transpose(-1, -2)  # (B, H, T, S); scaled before, for float16's range
+    allowed = mask if mask is not None and mask.dtype == torch.bool else None
+    if mask is not None and allowed is None:
+        scores = scores + mask
+    if is_causal:
+        earlier = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        allowed = earlier if allowed is None else allowed & earlier
+    weights = entmax(scores, alphas if isinstance(alpha, Tensor) else alpha, mask=allowed)
+    out = F.dropout(weights, dropout_p).to(value.dtype) @ value
+    return (out, weights) if return_weights else out
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:

@@ -75,6 +75,10 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
             mask = subsampled_mask(mask)
         return mask
 
+    def _needs_weights(self, kwargs: dict) -> bool:
+        """Whether attention maps were asked for: without them, α-entmax attention need not hold them."""
+        return bool(kwargs.get("output_attentions", self.config.output_attentions))
+
 
 def _frame_mask(attention_mask: Tensor) -> Tensor:
     """Boolean (B, T); generation invents (B, T, F) masks from the shape of the features."""
@@ -112,7 +116,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
         x = F.dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         for layer in self.layers:
-            x = layer(x, key_mask)
+            x = layer(x, key_mask, need_weights=self._needs_weights(kwargs))
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))
 
 
@@ -176,6 +180,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 past_key_values=past_key_values,
                 past_tokens=past_tokens,
                 target_mask=target_mask,
+                need_weights=self._needs_weights(kwargs),
             )
             if penalty is not None:
                 penalties.append(penalty)

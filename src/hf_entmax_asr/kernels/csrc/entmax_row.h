@@ -230,12 +230,20 @@ static float weigh_bent(const float* a, int n, float top, float t, float eps, fl
   return t + by;
 }
 
-// p(t + by) from p = p(t), for ε <= 1/2 and a small step: the series of (1 − ε by/u)^(1/ε), u = p^ε.
+// p(t + by) from p = p(t) and u = p^ε, for a small step: the series of (1 − ε by/u)^(1/ε), and anew near the edge of the
+// support, where the step is not small beside u.
 INLINE V shifted(V p, V u, float by, float eps) {
   const float c2 = (1 - eps) / 2, c3 = (1 - 2 * eps) / 3, c4 = (1 - 3 * eps) / 4, c5 = (1 - 4 * eps) / 5;
   V x = by * inverse_of(u);
-  V factor = 1.0f - x * (1.0f - x * c2 * (1.0f - x * c3 * (1.0f - x * c4 * (1.0f - x * c5))));
-  return u <= eps * by || p <= 0.0f ? V{} : larger(V{}, p * factor);  // the series ends early: near the edge it is not exact
+  V moved = p * (1.0f - x * (1.0f - x * c2 * (1.0f - x * c3 * (1.0f - x * c4 * (1.0f - x * c5)))));
+  const float edge = by < 0.0f ? -4.0f * by : 4.0f * by;
+  V left = u - eps * by;
+  moved = left <= 1e-30f ? V{} : moved;  // NaN stays NaN
+  if (not_below(left, V{}) & not_below(all(edge), u)) {
+    V again = exp2(log2(left) * (1.0f / eps));
+    moved = left > 1e-30f ? (u < edge ? again : moved) : moved;
+  }
+  return moved;
 }
 
 // ε <= 1/2. An evaluation is a logarithm, an exponential and a division a score, so there are few: a quarter of a long row

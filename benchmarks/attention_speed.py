@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+"""α-entmax attention, forward and backward with every gradient, against F.scaled_dot_product_attention (softmax).
+
+    python benchmarks/attention_speed.py [--checkpoint FOLDER] [--plot FILE.png]
+
+Queries, keys and values N(0, 1), which makes the scores so too, or those of a trained model. Every ratio is of one run.
+Also the memory that a forward and a backward add at T = 4096, each in a process of its own.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from timing import attention_inputs, compare, machine, parser, table, with_gradients
+
+from hf_entmax_asr import kernels
+from hf_entmax_asr.model.entmax_attention import entmax_attention
+
+LENGTHS = (128, 256, 512, 1024, 2048)
+ALPHAS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, None)  # None: 1.05 … 1.95 over heads
+HEADS, WIDTH = 4, 64
+
+
+def gaussian(lengths: list[int], rounds: int) -> list[dict]:
+    """Ratio and density for every length and α."""
+    torch.manual_seed(0)
+    results = []
+    for length in lengths:
+        inputs = [torch.randn(max(1, 1024 // length), HEADS, length, WIDTH) for _ in range(3)]
+        softmax = with_gradients(F.scaled_dot_product_attention, inputs)
+        for alpha in ALPHAS:
+            alphas = torch.linspace(1.05, 1.95, HEADS) if alpha is None else torch.full((HEADS,), alpha)
+            contestants = {"softmax": softmax, "entmax": with_gradients(entmax_attention, [*inputs, alphas])}
+            seconds = compare(contestants, rounds)
+            weights = entmax_attention(*inputs, alphas, return_weights=True)[1]
+            results.append(
+                {
+                    "length": length,
+                    "alpha": "1.05 … 1.95" if alpha is None else alpha,
+                    "density": (weights > 0).float().mean().item(),
+                    "ratio": seconds["entmax"] / seconds["softmax"],
+                }
+            )
+    for result in results:
+        sparse = result["density"] <= 0.05 and result["length"] >= 512
+        result["target"] = 0.35 if sparse else 1.3
+    return results
+
+
+def trained(checkpoint: Path, rounds: int) -> None:
+    rows = []
+    for name, (query, key, value, alpha) in attention_inputs(checkpoint, 2048).items():
+        contestants = {
+            "softmax": with_gradients(F.scaled_dot_product_attention, [query, key, value]),
+            "entmax": with_gradients(entmax_attention, [query, key, value, alpha]),
+        }
+        seconds = compare(contestants, rounds)
+        weights = entmax_attention(query, key, value, alpha, return_weights=True)[1]
+        density = (weights > 0).float().mean().item()
+        span = f"{alpha.min():.2f} … {alpha.max():.2f}"
+        rows.append([name, tuple(weights.shape[1:]), span, density, seconds["entmax"] / seconds["softmax"]])
+    print(table(["maps of a trained model", "(H, T, S)", "α", "density", "ratio to SDPA"], rows) + "\n")
+
+
+def plot(results: list[dict], file: Path) -> None:
+    """Ratio against density, and against T."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for length in sorted({r["length"] for r in results}):
+        chosen = sorted((r for r in results if r["length"] == length), key=lambda r: r["density"])
+        left.plot([r["density"] for r in chosen], [r["ratio"] for r in chosen], "o-", label=f"T = {length}")
+    for alpha in (1.05, 1.2, 1.5, 2.0, "1.05 … 1.95"):
+        chosen = [r for r in results if r["alpha"] == alpha]
+        right.plot([r["length"] for r in chosen], [r["ratio"] for r in chosen], "o-", label=f"α = {alpha}")
+    left.set(xscale="log", xlabel="density: share of weights that are not 0", ylabel="time, softmax SDPA = 1")
+    right.set(xscale="log", xlabel="T", xticks=LENGTHS, xticklabels=LENGTHS)
+    for panel in (left, right):
+        panel.axhline(1, color="grey", linewidth=0.8)
+        panel.set_ylim(bottom=0)
+        panel.legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def peak(mode: str, alpha: float, length: int, heads: int) -> None:
+    """Prints how many MiB a forward and a backward add to the process's peak."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    inputs = [torch.randn(1, heads, length, WIDTH, requires_grad=True) for _ in range(3)]
+    alphas = torch.full((heads,), alpha, requires_grad=True)
+    grad = torch.randn(1, heads, length, WIDTH)
+    with kernels.use(mode):
+        small = [t[:, :, :64].detach().requires_grad_() for t in inputs]  # builds and loads before the measurement
+        torch.autograd.grad(entmax_attention(*small, alphas).sum(), small)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.autograd.grad(entmax_attention(*inputs, alphas), [*inputs, alphas], grad)
+    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+
+
+def memory(length: int = 4096, heads: int = 8) -> None:
+    def added(mode: str, alpha: float) -> float:
+        command = [sys.executable, __file__, "--peak", mode, str(alpha), str(length), str(heads)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    eager = added("eager", 1.5)
+    rows = [[f"native, α = {alpha}", added("auto", alpha)] for alpha in (1.05, 1.2, 1.5, 2.0)]
+    rows = [["eager", eager, 1.0]] + [[name, mib, mib / eager] for name, mib in rows]
+    print(table([f"T = {length}, H = {heads}", "MiB added", "ratio to eager (target 0.1)"], rows) + "\n")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--checkpoint", type=Path, help="a trained model, for real maps")
+    options.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="values of T")
+    options.add_argument("--plot", type=Path, help="file for the plot of the ratios, of the last number of threads")
+    options.add_argument("--peak", nargs=4, help="internal: mode, α, T, H of one measurement of memory")
+    arguments = options.parse_args()
+    if arguments.peak:
+        mode, alpha, length, heads = arguments.peak
+        peak(mode, float(alpha), int(length), int(heads))
+        return
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        print(machine(), "\n")
+        results = gaussian(arguments.lengths, arguments.rounds)
+        heading = ["T", "α", "density", "ratio to SDPA", "target"]
+        print(table(heading, [[r[k] for k in ("length", "alpha", "density", "ratio", "target")] for r in results]), "\n")
+        if arguments.checkpoint:
+            trained(arguments.checkpoint, arguments.rounds)
+    if arguments.plot:
+        plot(results, arguments.plot)
+    memory()
+
+
+if __name__ == "__main__":
+    main()

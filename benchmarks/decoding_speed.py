@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Decoding one utterance, greedy and with 5 beams, against Speech2Text's `generate`.
+
+    python benchmarks/decoding_speed.py [--frames 1000] [--tokens 60]
+
+Untrained models of the paper's size: the number of tokens is fixed, so that both do the same work.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from timing import compare, machine, parser, table
+from training_step import speech2text
+
+from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.set_defaults(rounds=7)
+    options.add_argument("--frames", type=int, default=1000)
+    options.add_argument("--tokens", type=int, default=60)
+    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
+    arguments = options.parse_args()
+    torch.manual_seed(0)
+    config = EntmaxAsrConfig(**{name: int(value) for name, value in (item.split("=") for item in arguments.set)})
+    ours, theirs = EntmaxAsrForConditionalGeneration(config).eval(), speech2text(config).eval()
+    features = torch.randn(1, arguments.frames, config.num_mel_bins)
+    mask = torch.ones(1, arguments.frames, dtype=torch.long)
+    length = {"min_new_tokens": arguments.tokens, "max_new_tokens": arguments.tokens}
+
+    def decoder(model: torch.nn.Module, beams: int):
+        return lambda: model.generate(features, attention_mask=mask, num_beams=beams, do_sample=False, **length)
+
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        print(machine(), "\n")
+        rows = []
+        for beams in (1, 5):
+            seconds = compare({"ours": decoder(ours, beams), "theirs": decoder(theirs, beams)}, arguments.rounds, warm_up=1)
+            rows.append([beams, *seconds.values(), seconds["ours"] / seconds["theirs"], 0.8])
+        print(table(["beams", "ours s", "Speech2Text s", "ratio", "target"], rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
