@@ -40,7 +40,9 @@ def main() -> None:
         print(machine(), "\n")
         rows = []
         for beams in (1, 5):
-            seconds = compare({"ours": decoder(ours, beams), "theirs": decoder(theirs, beams)}, arguments.rounds, warm_up=1)
+            seconds = compare(
+                {"ours": decoder(ours, beams), "theirs": decoder(theirs, beams)}, arguments.rounds, warm_up=1
+            )
             rows.append([beams, *seconds.values(), seconds["ours"] / seconds["theirs"], 0.8])
         print(table(["beams", "ours s", "Speech2Text s", "ratio", "target"], rows) + "\n")
 

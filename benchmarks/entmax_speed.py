@@ -56,7 +56,9 @@ def gaussian(rounds: int) -> None:
     print(table(["512 scores a row, N(0, 1)", "ns a score", "ratio to F.softmax", "target"], rows))
     faster = seconds["published entmax_bisect with dα"] / ours
     print(f"\n{faster:.0f}x faster than entmax_bisect with dα (mixed α; target 80), ", end="")
-    print(f"{seconds['published entmax15(k=64), no dα'] / seconds['α = 1.5']:.1f}x faster than entmax15(k=64) (target 9)\n")
+    print(
+        f"{seconds['published entmax15(k=64), no dα'] / seconds['α = 1.5']:.1f}x faster than entmax15(k=64) (target 9)\n"
+    )
 
 
 def trained(checkpoint: Path, rounds: int) -> None:

@@ -61,7 +61,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def table(heading: list[str], rows: list[list[object]]) -> str:
     """Markdown."""
-    lines = [heading, ["---"] * len(heading), *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in r] for r in rows]]
+    lines = [
+        heading,
+        ["---"] * len(heading),
+        *[[f"{c:.3g}" if isinstance(c, float) else str(c) for c in r] for r in rows],
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
