@@ -16,11 +16,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from timing import attention_inputs, compare, machine, parser, table, with_gradients
-
 from hf_entmax_asr import kernels
 from hf_entmax_asr.model.entmax_attention import entmax_attention
+from timing import attention_inputs, compare, machine, parser, table, with_gradients
 
 LENGTHS = (128, 256, 512, 1024, 2048)
 ALPHAS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, None)  # None: 1.05 … 1.95 over heads

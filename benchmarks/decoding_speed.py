@@ -6,16 +6,11 @@
 Untrained models of the paper's size: the number of tokens is fixed, so that both do the same work.
 """
 
-import sys
-from pathlib import Path
-
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from timing import compare, machine, parser, table
 from training_step import speech2text
-
-from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 
 
 def main() -> None:

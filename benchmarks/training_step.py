@@ -3,24 +3,20 @@
 
     python benchmarks/training_step.py [--threads 2] [--frames 1000] [--batch 8]
 
-Contestants, equal in layers, widths and vocabulary, in training mode with dropout, each step a forward, a backward and an
-AdamW update: α-entmax self-attention with monotonic cross-attention; that model with softmax through
+Contestants, equal in layers, widths and vocabulary, in training mode with dropout, each step a forward, a backward and
+an AdamW update: α-entmax self-attention with monotonic cross-attention; that model with softmax through
 F.scaled_dot_product_attention and full cross-attention; transformers' Speech2Text with SDPA.
 """
 
-import sys
-from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
-sys.path.insert(0, str(Path(__file__).parent))
-from timing import compare, machine, parser, table
-
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model import attention
+from timing import compare, machine, parser, table
 
 
 def softmax_sdpa(query, key, value, alpha, mask=None, is_causal=False, scale=None, dropout_p=0.0):
