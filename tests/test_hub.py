@@ -98,5 +98,7 @@ def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, with_the_packag
     for report, folder in zip(reports, (checkpoint.name, "copy"), strict=True):
         modules = report.pop("modules")
         assert all(module.startswith(f"transformers_modules.{folder}.") for module in modules), modules
-        assert report == {key: pytest.approx(value) for key, value in with_the_package.items() if key != "modules"}
+        # There the package computes natively, here in the eager form: the same to rounding.
+        expected = {key: pytest.approx(value, rel=1e-4) for key, value in with_the_package.items() if key != "modules"}
+        assert report == expected
     assert {path.name for path in checkpoint.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}
