@@ -20,8 +20,6 @@ def test_demo_runs_from_end_to_end(tmp_path):
         tmp_path,
         "--sentences",
         "40",
-        "--processes",
-        "1",
     ]
     settings = [
         "schedule.max_steps=6",
