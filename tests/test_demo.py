@@ -13,21 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_demo_runs_from_end_to_end(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "scripts" / "demo.py",
-        "--output",
-        tmp_path,
-        "--sentences",
-        "40",
-        "--processes",
-        "1",
-    ]
+    command = [sys.executable, ROOT / "scripts" / "demo.py", "--output", tmp_path, "--sentences", "12"]
     settings = [
-        "schedule.max_steps=6",
-        "evaluation.max_utterances=4",
-        "evaluation.log_every_steps=2",
+        "schedule.max_steps=4",
+        "evaluation.max_utterances=2",
         "model.d_model=32",
+        "evaluation.log_every_steps=2",
     ]
     result = subprocess.run(
         [*command, "--set", *settings],

@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from hf_entmax_asr import (
-    EntmaxAsrConfig,
-    EntmaxAsrFeatureExtractor,
-    EntmaxAsrForConditionalGeneration,
-    EntmaxAsrProcessor,
-)
+from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
+from small_models import small_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,23 +26,6 @@ def small_processor() -> EntmaxAsrProcessor:
     return EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(), train_character_tokenizer(["one two three", "four five"]))
 
 
-def small_model(processor: EntmaxAsrProcessor) -> EntmaxAsrForConditionalGeneration:
-    torch.manual_seed(0)
-    return EntmaxAsrForConditionalGeneration(
-        EntmaxAsrConfig(
-            vocab_size=len(processor.tokenizer),
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=16,
-            decoder_ffn_dim=16,
-            subsampling_channels=4,
-        )
-    )
-
-
 def test_every_python_block_is_marked():
     assert len(BLOCKS) == README.count("```python") >= 4
 
@@ -60,7 +38,7 @@ def test_python_block_runs(needs, code, tmp_path, monkeypatch):
     names: dict = {"__name__": "readme"}
     if needs:
         processor = small_processor()
-        model = small_model(processor)
+        model = small_model(vocab_size=len(processor.tokenizer), num_mel_bins=80)
         names |= {"model": model, "processor": processor}
     if needs == "checkpoint":
         model.save_pretrained("demo_output/run/best")

@@ -104,6 +104,8 @@ def test_two_processes_train_as_one(tones, tmp_path):
     expected = load_file(alone.last / "model.safetensors")
     actual = load_file(tmp_path / "together" / "last" / "model.safetensors")
     for name, tensor in expected.items():
+        if name.endswith("self_attn.k_proj.bias"):
+            continue  # it shifts all scores of a row alike: its gradient is 0 but for rounding, which Adam scales up
         torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
     state = tmp_path / "together" / "last" / "training_state"
     assert {key[0] for key in load_file(state / "random.safetensors")} == {"0", "1"}
@@ -239,6 +241,9 @@ def test_evaluate_names_what_it_lacks(call, checkpoint, tones):
     assert status == 1
     assert "no split 'dev'; --split takes one of test, train" in error
     status, _, error = call("evaluate", tones / "nothing", tones)
+    assert status == 1
+    assert "there is no folder" in error
+    status, _, error = call("evaluate", tones, tones)
     assert status == 1
     assert "is not a checkpoint of hf_entmax_asr" in error
 
