@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 MODEL_FOLDER = HERE.parent / "src" / "hf_entmax_asr" / "model"
 AUDIO = str(HERE / "speech.flac")
 
+FIGURES = ("loss of", "gradient of", "zeros of")  # in the reports of checkpoint_alone.py
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
@@ -99,6 +101,6 @@ def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, with_the_packag
         modules = report.pop("modules")
         assert all(module.startswith(f"transformers_modules.{folder}.") for module in modules), modules
         # There the package computes natively, here in the eager form: the same to rounding.
-        expected = {key: pytest.approx(value, rel=1e-4) for key, value in with_the_package.items() if key != "modules"}
-        assert report == expected
+        figures = {key: pytest.approx(v, rel=1e-4) for key, v in with_the_package.items() if key.startswith(FIGURES)}
+        assert report == {key: value for key, value in with_the_package.items() if key != "modules"} | figures
     assert {path.name for path in checkpoint.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}
