@@ -5,6 +5,7 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -75,8 +76,8 @@ def cpu_available() -> bool:
 
 def _load() -> None:
     try:
-        for name in LIBRARIES:
-            _State.libraries[name] = build.load(name)
+        with ThreadPoolExecutor() as pool:  # the first time, this is what compiles
+            _State.libraries.update(zip(LIBRARIES, pool.map(build.load, LIBRARIES), strict=True))
     except build.BuildError as error:
         _State.failure = str(error)
         warnings.warn(

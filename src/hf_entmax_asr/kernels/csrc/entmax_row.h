@@ -248,7 +248,7 @@ INLINE V shifted(V p, V u, float by, float eps) {
 
 // ε <= 1/2. An evaluation is a logarithm, an exponential and a division a score, so there are few: a quarter of a long row
 // tells roughly where the root is, and the last steps are taken by a series on the weights at hand.
-static float weigh_smooth(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
+static inline float weigh_smooth(const float* a, int n, float top, float t, float eps, float* p, float* spare) {
   if (n >= 16 * W) {
     const Sums s = sums_at<GENERAL, false>(a, n, 4, top, t, eps, nullptr);
     const float part = (float)((n + W - 1) / W) / (float)(((n + W - 1) / W + 3) / 4);

@@ -1,5 +1,7 @@
 // Dense products of blocks that stay in cache, and the copies that prepare them.
 #pragma once
+#include <utility>
+
 #include "vector.h"
 
 // A tile of the product is TILE_ROWS × 2 W: with AVX-512 16 of 32 registers, with 16 registers half of them.
@@ -69,21 +71,20 @@ static void multiply_packed(int64_t rows, int64_t columns, int64_t depth, const 
     strip<2>(rows, a.data, a.stride, 1, packed + n * depth, TILE_COLUMNS, depth, c.data + n, c.stride, false);
 }
 
-INLINE V zip_low(V a, V b) {
-  I order;
-  for (int l = 0; l < W; l++) order[l] = l / 2 + (l % 2) * W;
-  return __builtin_shuffle(a, b, order);
-}
-
-INLINE V zip_high(V a, V b) {
-  I order;
-  for (int l = 0; l < W; l++) order[l] = W / 2 + l / 2 + (l % 2) * W;
-  return __builtin_shuffle(a, b, order);
+// a_0 b_0 a_1 b_1 … from lane FIRST on, which is 0 or W/2.
+template <int FIRST, int... LANE>
+INLINE V zip(V a, V b, std::integer_sequence<int, LANE...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (FIRST + LANE / 2 + LANE % 2 * W)...);
+#else
+  return __builtin_shuffle(a, b, I{(FIRST + LANE / 2 + LANE % 2 * W)...});
+#endif
 }
 
 // from (rows × columns) -> strips of TILE_COLUMNS of its rows, each column by column: out[strip][column][row in strip];
 // rows beyond the last are 0. W × W numbers are turned at a time, by log W rounds of zipping the first half with the second.
 static void pack_transposed(const Block& from, int rows, int columns, float* out) {
+  constexpr std::make_integer_sequence<int, W> every_lane{};
   for (int first = 0; first < rows; first += W) {
     float* strip = out + (first / TILE_COLUMNS) * (int64_t)TILE_COLUMNS * columns + first % TILE_COLUMNS;
     for (int column = 0; column < columns; column += W) {
@@ -92,8 +93,8 @@ static void pack_transposed(const Block& from, int rows, int columns, float* out
         turn[r] = first + r < rows ? load_part(from.row(first + r) + column, columns - column, 0.0f) : V{};
       for (int round = 1; round < W; round *= 2) {
         for (int r = 0; r < W / 2; r++) {
-          next[2 * r] = zip_low(turn[r], turn[r + W / 2]);
-          next[2 * r + 1] = zip_high(turn[r], turn[r + W / 2]);
+          next[2 * r] = zip<0>(turn[r], turn[r + W / 2], every_lane);
+          next[2 * r + 1] = zip<W / 2>(turn[r], turn[r + W / 2], every_lane);
         }
         for (int r = 0; r < W; r++) turn[r] = next[r];
       }
