@@ -8,7 +8,6 @@ Also the memory that a forward and a backward add at T = 4096, each in a process
 """
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -99,9 +98,18 @@ def peak(mode: str, alpha: float, length: int, heads: int) -> None:
     with kernels.use(mode):
         small = [t[:, :, :64].detach().requires_grad_() for t in inputs]  # builds and loads before the measurement
         torch.autograd.grad(entmax_attention(*small, alphas).sum(), small)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        torch.autograd.grad(entmax_attention(*inputs, alphas), [*inputs, alphas], grad)
-    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+        before = _peak_mib(reset=True)
+        gradients = torch.autograd.grad(entmax_attention(*inputs, alphas), [*inputs, alphas], grad)
+        print(json.dumps(_peak_mib() - before))
+    del gradients
+
+
+def _peak_mib(reset: bool = False) -> float:
+    """The most memory this process has held, since the last reset (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def memory(length: int = 4096, heads: int = 8) -> None:

@@ -119,7 +119,7 @@ class MultiHeadAttention(nn.Module):
         entmax_form = None if need_weights else self.transform.as_entmax()
         if entmax_form is not None:
             alpha, factor = entmax_form
-            context = entmax_attention(
+            context: Tensor = entmax_attention(  # type: ignore[assignment]  # a pair only with return_weights
                 query, key, value, alpha, attention_mask, scale=self.scale * factor, dropout_p=dropout
             )  # (B, H, T, D)
         else:
