@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_entmax_asr import entmax
+from hf_entmax_asr import entmax, softmax
 from hf_entmax_asr.analysis import (
     ScoreHistogram,
     plot_alphas,
@@ -104,7 +104,8 @@ def histograms() -> dict[str, ScoreHistogram]:
     for name, alpha in (("softmax", 1.0), ("α-entmax", 1.25), ("1.5-entmax", 1.5), ("sparsemax", 2.0)):
         result[name] = ScoreHistogram()
         for layer in range(4):
-            result[name].update(entmax(torch.stack([scores(h, layer) for h in range(4)]), alpha).unsqueeze(0))
+            z = torch.stack([scores(h, layer) for h in range(4)])
+            result[name].update((softmax(z) if alpha == 1 else entmax(z, alpha)).unsqueeze(0))
     return result
 
 

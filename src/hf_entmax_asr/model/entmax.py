@@ -49,10 +49,8 @@ def entmax(scores: Tensor, alpha: float | Tensor, dim: int = -1, mask: Tensor | 
             floating point; a mask that is not boolean.
     """
     dim = dim % scores.dim() - scores.dim()  # negative: stays right when broadcasting adds dimensions in front
-    number, alpha = alpha, _checked_alpha(alpha, scores, dim)
+    alpha = _checked_alpha(alpha, scores, dim)
     _check_dtypes(scores, mask)
-    if isinstance(number, (int, float)) and number == 1:
-        return softmax(scores, dim=dim, mask=mask)
     if native_entmax is not None:
         weights = native_entmax(scores, alpha, dim, mask)
         if weights is not None:
