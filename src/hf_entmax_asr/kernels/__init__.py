@@ -4,12 +4,21 @@ Each function here returns None where it has no form for the device, dtype or mo
 own, the eager form, which is the specification. `use` and HF_ENTMAX_ASR_KERNELS choose; `status()` says what runs.
 """
 
+import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels import alignment_cpu, attention_cpu, entmax_cpu
+from hf_entmax_asr.kernels import alignment_cpu, attention_cpu, entmax_cpu, reading_cpu
 from hf_entmax_asr.kernels.backend import runs_on_cpu, status, use
 
-__all__ = ["entmax", "entmax_attention", "expected_alignment", "expected_soft_attention", "status", "use"]
+__all__ = [
+    "entmax",
+    "entmax_attention",
+    "expected_alignment",
+    "expected_soft_attention",
+    "hard_reading",
+    "status",
+    "use",
+]
 
 
 def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tensor | None:
@@ -48,4 +57,16 @@ def expected_soft_attention(
     """`hf_entmax_asr.model.alignment.expected_soft_attention` with checked arguments."""
     if runs_on_cpu(alignment):
         return alignment_cpu.expected_soft_attention(alignment, energy, chunk_size, source_mask)
+    return None
+
+
+def hard_reading(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None, rule: str
+) -> tuple[Tensor, Tensor] | None:
+    """`hf_entmax_asr.model.reading.hard_reading`; without gradients, and not in a compiled graph."""
+    tensors = (query, key, value, bias)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return None
+    if all(runs_on_cpu(t) for t in tensors):
+        return reading_cpu.hard_reading(query, key, value, bias, start, source_mask, rule)
     return None

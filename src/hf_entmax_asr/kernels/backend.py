@@ -19,7 +19,7 @@ VARIABLE = "HF_ENTMAX_ASR_KERNELS"
 MODES = ("auto", "eager", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-LIBRARIES = ("alignment", "attention", "attention_backward", "entmax", "soft_attention")
+LIBRARIES = ("alignment", "attention", "attention_backward", "entmax", "reading", "soft_attention")
 
 
 def _checked(mode: str, where: str) -> str:
