@@ -20,7 +20,7 @@ class MonotonicLayer(DynamicLayer):
     """
 
     def __init__(self, num_beams: int = 1):
-        """num_beams: so many rows, neighbours, belong to one utterance; reordering them leaves keys and values alone."""
+        """num_beams: so many rows, neighbours, belong to one utterance; within it keys and values are the same."""
         super().__init__()
         self.num_beams = num_beams
         self.progress: Tensor | None = None

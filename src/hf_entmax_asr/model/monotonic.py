@@ -64,8 +64,8 @@ class MonotonicAttention(nn.Module):
             need_weights: without them, heads that read one position hard need not look at the whole audio.
 
         Returns:
-            output (B, U, C); weights (B, H, U, S), perhaps None if not needed; boundaries (B, H, U), None unless hard; head penalty, a scalar to
-            add to the loss in training, None where the configuration asks for none here.
+            output (B, U, C); weights (B, H, U, S), perhaps None if not needed; boundaries (B, H, U), None unless hard;
+            head penalty, a scalar to add to the loss in training, None where the configuration asks for none here.
         """
         query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
