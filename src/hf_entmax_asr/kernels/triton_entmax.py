@@ -174,7 +174,7 @@ def entmax_forward(
     if z.stride(3) != 1:
         z = z.contiguous()
     row_mask = None if mask is None else _as_rows(mask, shape)
-    row_alpha = _as_rows(alpha, shape[:-1] + (1,))
+    row_alpha = _as_rows(alpha, (*shape[:-1], 1))
     rows, block = _tile(z, row_alpha)
     batch, heads, queries, keys = z.shape
     with on_device_of(scores):
@@ -202,9 +202,9 @@ def entmax_backward(
     check_dtype(grad=grad, weights=weights)
     shape = weights.shape
     grad_scores = torch.empty(shape, dtype=grad.dtype, device=grad.device)
-    row_grads = torch.empty(shape[:-1] + (1,), dtype=torch.float32, device=grad.device) if needs_alpha else None
+    row_grads = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=grad.device) if needs_alpha else None
     if weights.numel() > 0:
-        p, g, row_alpha = _as_rows(weights.contiguous(), shape), _as_rows(grad, shape), _as_rows(alpha, shape[:-1] + (1,))
+        p, g, row_alpha = _as_rows(weights.contiguous(), shape), _as_rows(grad, shape), _as_rows(alpha, (*shape[:-1], 1))
         rows, block = _tile(p, row_alpha)
         batch, heads, queries, keys = p.shape
         with on_device_of(grad):
