@@ -16,8 +16,9 @@ from .triton_math import LAUNCH_OPTIONS, check_dtype, on_device_of
 
 # Tile (queries, keys) and warps for heads up to a width: the largest tried that neither spill registers nor need more
 # than the 99 KB of shared memory of the smaller GPUs, as ptxas reports for sm_80 and sm_90.
-HALF_TILES = ((64, (64, 32, 4)), (128, (64, 32, 8)), (256, (32, 32, 8)), (512, (16, 32, 8)))
-FLOAT_TILES = ((128, (32, 32, 8)), (256, (16, 32, 8)))
+HALF_TILES = ((64, (64, 32, 4)), (128, (64, 32, 8)), (256, (32, 32, 8)), (512, (16, 16, 8)))
+FLOAT_TILES = ((128, (32, 32, 8)), (256, (16, 16, 8)))
+DROPOUT_WIDENS = 4  # the hash of dropout takes registers like that much wider heads
 
 
 def attention_forward(
@@ -55,7 +56,7 @@ def attention_forward(
     """
     _check(query, key, value, mask, bias)
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
-    plan = _plan(query, value, keys, is_causal, bias)
+    plan = _plan(query, value, keys, is_causal, bias, seed is not None)
     row_blocks, key_blocks = triton.cdiv(queries, plan.block_t), triton.cdiv(keys, plan.block_s)
     out = query.new_empty(batch, heads, queries, value.shape[3])
     tops, thresholds = torch.empty((2, batch, heads, queries), dtype=torch.float32, device=query.device)
@@ -93,7 +94,7 @@ def attention_backward(
     its output, and what else it returned. Those of α and bias are None where not needed; that of a bias which is
     shared by several rows is added up in an order that is not fixed."""
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
-    plan = _plan(query, value, keys, is_causal, bias)
+    plan = _plan(query, value, keys, is_causal, bias, seed is not None)
     grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
     row_blocks, key_blocks = flags.shape[2:]
     for_alpha = query.new_zeros((batch, heads, row_blocks), dtype=torch.float32) if needs_alpha else None
@@ -171,7 +172,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias:
         raise ValueError(f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; they must be equal.")
     shapes = [tuple(x.shape) for x in (query, key, value)]
     fits = all(len(shape) == 4 for shape in shapes)
-    if not fits or query.shape[:2] != key.shape[:2] or key.shape[:3] != value.shape[:3] or query.shape[3] != key.shape[3]:
+    fits = fits and query.shape[:2] == key.shape[:2] and key.shape[:3] == value.shape[:3]
+    if not fits or query.shape[3] != key.shape[3]:
         raise ValueError(
             f"query, key and value have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; they must be "
             "(batch, heads, queries, width), (batch, heads, keys, width) and (batch, heads, keys, value width)."
@@ -188,10 +190,12 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias:
         raise ValueError(f"a head has width {widest}; in {query.dtype} the kernels take at most {limit}.")
 
 
-def _plan(query: Tensor, value: Tensor, keys: int, is_causal: bool, bias: Tensor | None) -> Plan:
+def _plan(query: Tensor, value: Tensor, keys: int, is_causal: bool, bias: Tensor | None, dropout: bool) -> Plan:
     width, value_width = query.shape[3], value.shape[3]
     block_width, block_value = (max(16, triton.next_power_of_2(w)) for w in (width, value_width))
     widest = max(width, value_width)
+    if dropout:
+        widest = min(widest * DROPOUT_WIDENS, _tiles(query.dtype)[-1][0])
     block_t, block_s, warps = next(tile for most, tile in _tiles(query.dtype) if widest <= most)
     block_t = min(block_t, max(16, triton.next_power_of_2(query.shape[2])))
     block_s = min(block_s, max(16, triton.next_power_of_2(keys)))

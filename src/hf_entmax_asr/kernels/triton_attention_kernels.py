@@ -103,11 +103,25 @@ def _scores(left, right, rows, cols, where, P: tl.constexpr):
 
 
 @triton.jit
+def _mix(x):
+    """A bijection of 32-bit numbers that leaves no visible order (the finalizer of MurmurHash3)."""
+    x ^= x >> 16
+    x *= 0x85EBCA6B
+    x ^= x >> 13
+    x *= 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
 def _kept(noise, rows, cols, keys):
-    """What dropout multiplies weights with; the same for the same entry in every pass."""
+    """What dropout multiplies weights with; the same for the same entry in every pass. (A hash of the entry's number:
+    Triton's own generator takes more registers than there are.)"""
     seed, pair, dropout = noise
-    drawn = tl.rand(tl.load(seed) + pair, rows * keys + cols)
-    return tl.where(drawn >= dropout, 1.0 / (1.0 - dropout), 0.0)
+    seed = tl.load(seed)
+    first, second = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    number = (rows * keys + cols).to(tl.uint32)
+    drawn = _mix(_mix(_mix(number ^ first) ^ second) ^ pair.to(tl.uint32))
+    return tl.where((drawn >> 8).to(tl.float32) * (1.0 / (1 << 24)) >= dropout, 1.0 / (1.0 - dropout), 0.0)
 
 
 @triton.jit

@@ -204,7 +204,8 @@ def entmax_backward(
     grad_scores = torch.empty(shape, dtype=grad.dtype, device=grad.device)
     row_grads = torch.empty((*shape[:-1], 1), dtype=torch.float32, device=grad.device) if needs_alpha else None
     if weights.numel() > 0:
-        p, g, row_alpha = _as_rows(weights.contiguous(), shape), _as_rows(grad, shape), _as_rows(alpha, (*shape[:-1], 1))
+        p, g = _as_rows(weights.contiguous(), shape), _as_rows(grad, shape)
+        row_alpha = _as_rows(alpha, (*shape[:-1], 1))
         rows, block = _tile(p, row_alpha)
         batch, heads, queries, keys = p.shape
         with on_device_of(grad):
