@@ -8,8 +8,9 @@ zeros is struck off the list and never computed again: neither by later passes, 
 Backward, with u = p^(2−α) and g = dO Vᵀ as in `hf_entmax_asr.model.entmax`: one kernel by blocks of queries (two passes
 over the live tiles: ḡ = Σ u g / Σ u, then dQ, dα and the gradient of the bias), one by blocks of keys (dK, dV).
 
-Throughout, `where` is (queries, keys, scale, mask, bias, strides of mask, strides of bias) with mask and bias those of
-one head, and `noise` is (seed, batch-head pair, dropout probability).
+Throughout, `strides` are those of query, key, value, α, mask, bias and, in the backward, of the gradients of output and
+bias; `where` is (queries, keys, scale, batch, head, mask, bias, strides of mask, strides of bias); `noise` is (seed,
+batch-head pair, dropout probability).
 """
 
 from typing import NamedTuple
@@ -64,11 +65,8 @@ def _locate(blocks, heads):
 
 @triton.jit
 def _of_head(tensor, strides, b, h):
-    """Pointer to the matrix of one head; None stays None."""
-    matrix = tensor
-    if tensor is not None:
-        matrix = tensor + b * strides[0] + h * strides[1]
-    return matrix
+    """Pointer to the matrix of one head."""
+    return tensor + b * strides[0] + h * strides[1]
 
 
 @triton.jit
@@ -90,15 +88,17 @@ def _store(matrix, index, x, limit, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constex
 @triton.jit
 def _scores(left, right, rows, cols, where, P: tl.constexpr):
     """A tile of masked scores. `rows` and `cols` broadcast to its shape, whichever of queries and keys is `left`."""
-    queries, keys, scale, mask, bias, mask_strides, bias_strides = where
+    queries, keys, scale, b, h, mask, bias, mask_strides, bias_strides = where
     s = _dot(left, tl.trans(right), P) * scale
     valid = (rows < queries) & (cols < keys)
     if bias is not None:
-        s += tl.load(bias + rows * bias_strides[2] + cols * bias_strides[3], mask=valid, other=0.0).to(tl.float32)
+        at = _of_head(bias, bias_strides, b, h) + rows * bias_strides[2] + cols * bias_strides[3]
+        s += tl.load(at, mask=valid, other=0.0).to(tl.float32)
     if P.causal:
         valid = valid & (cols <= rows)
     if mask is not None:
-        valid = valid & (tl.load(mask + rows * mask_strides[2] + cols * mask_strides[3], mask=valid, other=0) != 0)
+        at = _of_head(mask, mask_strides, b, h) + rows * mask_strides[2] + cols * mask_strides[3]
+        valid = valid & (tl.load(at, mask=valid, other=0) != 0)
     return tl.where(valid, s, float("-inf"))
 
 
@@ -195,8 +195,7 @@ def forward(
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(tl.cdiv(queries, P.block_t), heads)
     eps = load_eps(alpha + b * strides[3][0] + h * strides[3][1])
-    where = (queries, keys, scale, _of_head(mask, strides[4], b, h), _of_head(bias, strides[5], b, h), strides[4],
-             strides[5])  # fmt: skip
+    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5])
     flags += tl.program_id(0).to(tl.int64) * key_blocks
     live += tl.program_id(0).to(tl.int64) * key_blocks
     rows = block * P.block_t + tl.arange(0, P.block_t)
@@ -212,7 +211,7 @@ def forward(
     t = climb(relative(maxima, top[:, None]), eps)
     t, listed = _climb_tiles(q, key, strides[1][2], rows, top, t, eps, flags, live, blocks, where, P)
 
-    o = tl.zeros((P.block_t, P.block_value), tl.float32)
+    o = tl.full((P.block_t, P.block_value), 0.0, tl.float32)
     for n in range(listed):
         j = tl.load(live + n)
         _k, cols, s = _key_tile(q, key, strides[1][2], j, rows, where, P)
@@ -273,8 +272,7 @@ def backward_queries(
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(tl.cdiv(queries, P.block_t), heads)
     eps = load_eps(alpha + b * strides[3][0] + h * strides[3][1])
-    where = (queries, keys, scale, _of_head(mask, strides[4], b, h), _of_head(bias, strides[5], b, h), strides[4],
-             strides[5])  # fmt: skip
+    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5])
     noise = (seed, pair, dropout)
     live += tl.program_id(0).to(tl.int64) * key_blocks
     listed = _list_live(flags + tl.program_id(0).to(tl.int64) * key_blocks, 1, key_blocks, live)
@@ -284,14 +282,13 @@ def backward_queries(
     do = _load(_of_head(grad, strides[6], b, h), rows, strides[6][2], queries, P.value_width, P.block_value)
     key = _of_head(key, strides[1], b, h)
     value = _of_head(value, strides[2], b, h)
-    grad_bias = _of_head(grad_bias, strides[7], b, h)
     top = tl.load(tops + first + rows, mask=rows < queries, other=0.0)
     t = tl.load(thresholds + first + rows, mask=rows < queries, other=0.0)
 
     slopes, mean = _mean_gradient(q, do, key, value, strides, live, listed, rows, top, t, eps, noise, where, P)
     tl.store(means + first + rows, mean, mask=rows < queries)
 
-    dq = tl.zeros((P.block_t, P.block_width), tl.float32)
+    dq = tl.full((P.block_t, P.block_width), 0.0, tl.float32)
     # Σ u (g − ḡ) is 0 but for rounding in ḡ, which Σw would blow up in dα: it is measured and taken out.
     rest = tl.zeros_like(t)
     w_sum = tl.zeros_like(t)
@@ -308,7 +305,8 @@ def backward_queries(
             w_sum += tl.sum(w, 1)
             w_centred += tl.sum(w * centred, 1)
         if grad_bias is not None:
-            _add_bias_gradient(grad_bias, strides[7], ds, rows[:, None], cols, queries, keys, P)
+            target = _of_head(grad_bias, strides[7], b, h)
+            _add_bias_gradient(target, strides[7], ds, rows[:, None], cols, queries, keys, P)
     if grad_alpha is not None:
         tl.store(grad_alpha + tl.program_id(0), tl.sum(w_sum * rest / slopes - w_centred, 0))
     _store(grad_query + first * P.width, rows, dq * scale, queries, P.width, P.block_width)
@@ -325,8 +323,7 @@ def backward_keys(
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(key_blocks, heads)
     eps = load_eps(alpha + b * strides[3][0] + h * strides[3][1])
-    where = (queries, keys, scale, _of_head(mask, strides[4], b, h), _of_head(bias, strides[5], b, h), strides[4],
-             strides[5])  # fmt: skip
+    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5])
     live += tl.program_id(0).to(tl.int64) * row_blocks
     column = flags + pair.to(tl.int64) * row_blocks * key_blocks + block
     listed = _list_live(column, key_blocks, row_blocks, live)
@@ -335,8 +332,8 @@ def backward_keys(
     v = _load(_of_head(value, strides[2], b, h), cols, strides[2][2], keys, P.value_width, P.block_value)
     query = _of_head(query, strides[0], b, h)
     grad = _of_head(grad, strides[6], b, h)
-    dk = tl.zeros((P.block_s, P.block_width), tl.float32)
-    dv = tl.zeros((P.block_s, P.block_value), tl.float32)
+    dk = tl.full((P.block_s, P.block_width), 0.0, tl.float32)
+    dv = tl.full((P.block_s, P.block_value), 0.0, tl.float32)
     for n in range(listed):
         rows = tl.load(live + n) * P.block_t + tl.arange(0, P.block_t)
         row_stats = pair.to(tl.int64) * queries + rows
