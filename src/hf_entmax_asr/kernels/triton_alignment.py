@@ -75,7 +75,7 @@ def _forward(
                 q += product * tl.load(carried + n * targets + i, mask=start > 0, other=0.0)
                 tl.store(carried + n * targets + i, tl.sum(tl.where(lane == BLOCK - 1, q, 0.0), 0))
             a = stop * q
-            tl.store(alignment + row + j, a.to(alignment.dtype.element_ty), mask=j < positions)
+            tl.store(alignment + row + j, a.to(tl.float32).to(alignment.dtype.element_ty), mask=j < positions)
             if reached is not None:
                 tl.store(reached + row + j, q.to(tl.float32), mask=j < positions)
         tl.debug_barrier()  # what one thread carried over, the next block reads
@@ -111,10 +111,9 @@ def _backward(
             q_bar = stop * a_bar + go * behind
             q = tl.load(reached + row + j, mask=j < positions, other=0.0)
             e_bar = stop * go * q * (a_bar - behind)
-            tl.store(grad_energy + row + j, e_bar.to(grad_energy.dtype.element_ty), mask=j < positions)
+            tl.store(grad_energy + row + j, e_bar.to(tl.float32).to(grad_energy.dtype.element_ty), mask=j < positions)
         if grad_previous is not None:
-            out = grad_previous + n * positions + j
-            tl.store(out, q_bar.to(grad_previous.dtype.element_ty), mask=j < positions)
+            tl.store(grad_previous + n * positions + j, q_bar.to(tl.float32), mask=j < positions)
         tl.debug_barrier()  # what one thread carried over, the next block reads
 
 

@@ -86,14 +86,15 @@ def _forward(
             moving = tl.minimum(unsettled(step, t, eps), left)
 
     # The digits of t end before those of p, which shows where thousands of p share the sum: a last step in p itself.
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    # Their sum is float64: small terms added to one large, one after the other, are each rounded to its last digit.
+    total = tl.zeros((ROWS, BLOCK), tl.float64)
     slopes = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, keys, BLOCK):
         z = _load_scores(row, mask_row, mask_stride, inside, start, keys, BLOCK)
         p, slope = weights_and_slopes(relative(z, top) - t[:, None], eps)
-        total += p
+        total += p.to(tl.float64)
         slopes += slope
-    lift = ((1.0 - tl.sum(total, 1)) / tl.maximum(tl.sum(slopes, 1), 1e-30))[:, None]
+    lift = ((1.0 - tl.sum(total, 1)).to(tl.float32) / tl.maximum(tl.sum(slopes, 1), 1e-30))[:, None]
     out = weights + ((b * heads + h) * queries + rows)[:, None] * keys
     for start in range(0, keys, BLOCK):
         cols = start + tl.arange(0, BLOCK)[None, :]

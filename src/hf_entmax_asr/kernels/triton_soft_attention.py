@@ -81,7 +81,7 @@ def _collect(
         result += share
     if grad is not None:
         result = tl.where(u > FAR_BELOW, result, 0.0)
-    tl.store(out + row + j, result.to(out.dtype.element_ty), mask=j < positions)
+    tl.store(out + row + j, result.to(tl.float32).to(out.dtype.element_ty), mask=j < positions)
 
 
 @triton.jit
@@ -156,9 +156,9 @@ def _lookback(
         result = stop * x
         if grad is not None:
             result = tl.where(u > FAR_BELOW, stop * (g * x - y), 0.0)
-            grad_a = (w / s).to(grad_alignment.dtype.element_ty)
+            grad_a = (w / s).to(tl.float32).to(grad_alignment.dtype.element_ty)
             tl.store(grad_alignment + row + j, grad_a, mask=j < positions)
-        tl.store(out + row + j, result.to(out.dtype.element_ty), mask=j < positions)
+        tl.store(out + row + j, result.to(tl.float32).to(out.dtype.element_ty), mask=j < positions)
 
 
 def soft_attention_forward(
