@@ -56,7 +56,7 @@ if __name__ == "__main__":
         energy = torch.randn(2, 2, 3, 2000, dtype=dtype)
         mask = torch.ones(2, 2000, dtype=torch.bool)
         alignment, reached = expected_alignment_forward(energy, mask, energy[:, :, 0])
-        expected_alignment_backward(alignment, energy, mask, reached, needs_previous=True)
+        expected_alignment_backward(alignment, energy, mask, reached)
         for chunk_size in (4, None):
             beta = soft_attention_forward(alignment, energy, mask, chunk_size)
             soft_attention_backward(beta, alignment, energy, mask, chunk_size)

@@ -112,8 +112,7 @@ def _backward(
             q = tl.load(reached + row + j, mask=j < positions, other=0.0)
             e_bar = stop * go * q * (a_bar - behind)
             tl.store(grad_energy + row + j, e_bar.to(tl.float32).to(grad_energy.dtype.element_ty), mask=j < positions)
-        if grad_previous is not None:
-            tl.store(grad_previous + n * positions + j, q_bar.to(tl.float32), mask=j < positions)
+        tl.store(grad_previous + n * positions + j, q_bar.to(tl.float32), mask=j < positions)
         tl.debug_barrier()  # what one thread carried over, the next block reads
 
 
@@ -151,16 +150,14 @@ def expected_alignment_forward(
 
 
 def expected_alignment_backward(
-    grad: Tensor, energy: Tensor, source_mask: Tensor | None, reached: Tensor, needs_previous: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `expected_alignment_forward` for `energy`, in its dtype, and for `previous`, in float32, if needed;
-    `grad` is that of the alignment and `reached` what the forward returned."""
+    grad: Tensor, energy: Tensor, source_mask: Tensor | None, reached: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `expected_alignment_forward` for `energy`, in its dtype, and for `previous`, in float32; `grad` is
+    that of the alignment and `reached` what the forward returned."""
     batch, heads, targets, positions = energy.shape
     energy = energy.contiguous()
     grad_energy = torch.empty_like(energy)
-    grad_previous = None
-    if needs_previous:
-        grad_previous = torch.zeros(batch, heads, positions, dtype=torch.float32, device=energy.device)
+    grad_previous = torch.zeros(batch, heads, positions, dtype=torch.float32, device=energy.device)
     if energy.numel() > 0:
         block, carried, options = _blocks(energy)
         with on_device_of(energy):
@@ -207,9 +204,8 @@ class _ExpectedAlignment(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        energy, source_mask, reached = ctx.saved_tensors
-        grads = expected_alignment_backward(grad, energy, source_mask, reached, ctx.needs_input_grad[2])
-        return grads[0], None, None if grads[1] is None else grads[1].to(ctx.previous_dtype)
+        grad_energy, grad_previous = expected_alignment_backward(grad, *ctx.saved_tensors)
+        return grad_energy, None, grad_previous.to(ctx.previous_dtype) if ctx.needs_input_grad[2] else None
 
 
 def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previous: Tensor | None = None) -> Tensor:

@@ -32,7 +32,7 @@ def attention_forward(
     is_causal: bool,
     scale: float,
     dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """entmax(scale · Q Kᵀ + bias, α) V, without its weights ever being stored.
 
     Args:
@@ -48,7 +48,7 @@ def attention_forward(
         dropout_p: probability that a weight is dropped, if there is a seed.
 
     Returns:
-        out (B, H, T, Dv), and for the backward the maximum and the threshold of each row, (B, H, T) float32, and the
+        out (B, H, T, Dv), laid out as (B, T, H, Dv), and for the backward maximum, threshold and lift of each row, (B, H, T, 3) float32, and the
         flags of tiles that are not zero, (B, H, T / tile, S / tile) uint8. An empty row gives zeros.
 
     Raises:
@@ -58,18 +58,18 @@ def attention_forward(
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     plan = _plan(query, value, keys, is_causal, bias, seed is not None)
     row_blocks, key_blocks = triton.cdiv(queries, plan.block_t), triton.cdiv(keys, plan.block_s)
-    out = query.new_empty(batch, heads, queries, value.shape[3])
-    tops, thresholds = torch.empty((2, batch, heads, queries), dtype=torch.float32, device=query.device)
+    out = _empty_as_model(query, queries, value.shape[3])
+    stats = torch.empty(batch, heads, queries, 3, dtype=torch.float32, device=query.device)
     flags = torch.zeros(batch, heads, row_blocks, key_blocks, dtype=torch.uint8, device=query.device)
     if out.numel() > 0:
         live = torch.empty(flags.shape, dtype=torch.int32, device=query.device)
         arguments, strides = _arguments(query, key, value, alpha, mask, bias)
         with on_device_of(query):
             kernels.forward[(batch * heads * row_blocks,)](
-                *arguments, seed, out, tops, thresholds, flags, live, strides, (heads, queries, keys), scale,
+                *arguments, seed, out, stats, flags, live, (*strides, out.stride()), (heads, queries, keys), scale,
                 dropout_p, plan, **_options(plan)
             )  # fmt: skip
-    return out, tops, thresholds, flags
+    return out, stats, flags
 
 
 def attention_backward(
@@ -81,34 +81,32 @@ def attention_backward(
     mask: Tensor | None,
     bias: Tensor | None,
     seed: Tensor | None,
-    tops: Tensor,
-    thresholds: Tensor,
+    stats: Tensor,
     flags: Tensor,
     is_causal: bool,
     scale: float,
     dropout_p: float,
     needs_alpha: bool = True,
     needs_bias: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `attention_forward` for query, key, value, α and bias, from its arguments, `grad`, the gradient of
-    its output, and what else it returned. Those of α and bias are None where not needed; that of a bias which is
-    shared by several rows is added up in an order that is not fixed."""
+    its output, and what else it returned. Those of α and bias are empty where not needed; that of a bias which several
+    rows share is added up in an order that is not fixed."""
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     plan = _plan(query, value, keys, is_causal, bias, seed is not None)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
+    grads = tuple(_empty_as_model(x, *x.shape[2:]) for x in (query, key, value))
     row_blocks, key_blocks = flags.shape[2:]
     for_alpha = query.new_zeros((batch, heads, row_blocks), dtype=torch.float32) if needs_alpha else None
-    for_bias = None
-    if bias is not None and needs_bias:
-        for_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+    for_bias = query.new_zeros(bias.shape if bias is not None and needs_bias else (0,), dtype=torch.float32)
     if query.numel() and value.numel() and keys:
         arguments, strides = _arguments(query, key, value, alpha, mask, bias)
         grad = _rows_together(grad.to(query.dtype))
-        bias_view = None if for_bias is None else _as_scores(for_bias, query, key)
-        strides += (grad.stride(), (0, 0, 0, 0) if bias_view is None else bias_view.stride())
+        bias_view = None if bias is None or not needs_bias else _as_scores(for_bias, query, key)
+        bias_strides = (0, 0, 0, 0) if bias_view is None else bias_view.stride()
         live = torch.empty(flags.numel(), dtype=torch.int32, device=query.device)
-        means = torch.empty_like(tops)
-        saved = (seed, tops, thresholds, flags, live, means)
+        means = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
+        saved = (seed, stats, flags, live, means)
+        strides = (*strides, grad.stride(), bias_strides, *(x.stride() for x in grads))
         rest = (strides, (heads, queries, keys), scale, dropout_p, plan)
         with on_device_of(query):
             kernels.backward_queries[(batch * heads * row_blocks,)](
@@ -120,9 +118,12 @@ def attention_backward(
     else:
         for x in grads:
             x.zero_()
-    if for_alpha is not None:
-        for_alpha = for_alpha.sum(-1).sum_to_size(_squeezed(alpha).shape).view(alpha.shape).to(alpha.dtype)
-    return *grads, for_alpha, None if for_bias is None else for_bias.to(bias.dtype)
+    if for_alpha is None:
+        for_alpha = alpha.new_empty(0)
+    else:
+        summed = for_alpha.double().sum(-1).sum_to_size(_squeezed(alpha).shape)
+        for_alpha = summed.view(alpha.shape).to(alpha.dtype)
+    return *grads, for_alpha, for_bias if bias is None else for_bias.to(bias.dtype)
 
 
 def entmax_attention(
@@ -163,7 +164,7 @@ class _EntmaxAttention(torch.autograd.Function):
     def backward(ctx, grad):
         needs = ctx.needs_input_grad
         *grads, for_alpha, for_bias = attention_backward(grad, *ctx.saved_tensors, *ctx.options, needs[3], needs[5])
-        return *grads, for_alpha, None, for_bias, None, None, None
+        return *grads, for_alpha if needs[3] else None, None, for_bias if needs[5] else None, None, None, None
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
@@ -225,6 +226,11 @@ def _arguments(query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, mask: T
 def _squeezed(alpha: Tensor) -> Tensor:
     """(..., 1, 1) -> (...)."""
     return alpha[..., 0, 0] if alpha.dim() > 2 else alpha
+
+
+def _empty_as_model(x: Tensor, length: int, width: int) -> Tensor:
+    """(B, H, length, width), laid out as (B, length, H, width): models merge the heads."""
+    return x.new_empty(x.shape[0], length, x.shape[1], width).transpose(1, 2)
 
 
 def _rows_together(x: Tensor) -> Tensor:

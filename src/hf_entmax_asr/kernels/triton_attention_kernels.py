@@ -8,9 +8,9 @@ zeros is struck off the list and never computed again: neither by later passes, 
 Backward, with u = p^(2−α) and g = dO Vᵀ as in `hf_entmax_asr.model.entmax`: one kernel by blocks of queries (two passes
 over the live tiles: ḡ = Σ u g / Σ u, then dQ, dα and the gradient of the bias), one by blocks of keys (dK, dV).
 
-Throughout, `strides` are those of query, key, value, α, mask, bias and, in the backward, of the gradients of output and
-bias; `where` is (queries, keys, scale, batch, head, mask, bias, strides of mask, strides of bias); `noise` is (seed,
-batch-head pair, dropout probability).
+Throughout, `strides` are those of query, key, value, α, mask, bias and then, forward, of the output, backward, of the
+gradients of output, bias, query, key and value; `where` is (queries, keys, scale, batch, head, mask, bias, strides of
+mask, strides of bias); `noise` is (seed, batch-head pair, dropout probability).
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from .triton_math import (
     MAX_NEWTON_STEPS,
     alpha_weights,
     climb,
+    lifted_weights_and_slopes,
     load_eps,
     newton_step,
     relative,
@@ -78,11 +79,11 @@ def _load(matrix, index, stride, limit, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.con
 
 
 @triton.jit
-def _store(matrix, index, x, limit, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    """Rows `index` of a contiguous matrix (limit, WIDTH)."""
+def _store(matrix, index, stride, x, limit, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """Rows `index` of a matrix (limit, WIDTH)."""
     d = tl.arange(0, BLOCK_WIDTH)
     valid = (index < limit)[:, None] & (d < WIDTH)[None, :]
-    tl.store(matrix + index[:, None] * WIDTH + d[None, :], x.to(matrix.dtype.element_ty), mask=valid)
+    tl.store(matrix + index[:, None] * stride + d[None, :], x.to(matrix.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -121,7 +122,7 @@ def _kept(noise, rows, cols, keys):
     first, second = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     number = (rows * keys + cols).to(tl.uint32)
     drawn = _mix(_mix(_mix(number ^ first) ^ second) ^ pair.to(tl.uint32))
-    return tl.where((drawn >> 8).to(tl.float32) * (1.0 / (1 << 24)) >= dropout, 1.0 / (1.0 - dropout), 0.0)
+    return tl.where((drawn >> 8).to(tl.float32) * (1.0 / (1 << 24)) >= dropout, 1.0 / tl.maximum(1.0 - dropout, 1e-30), 0.0)
 
 
 @triton.jit
@@ -159,13 +160,15 @@ def _row_maxima(q, key, stride, rows, flags, blocks, where, P: tl.constexpr):
 
 @triton.jit
 def _climb_tiles(q, key, stride, rows, top, t, eps, flags, live, blocks, where, P: tl.constexpr):
-    """Thresholds by Newton's method from a lower bound `t`, and how many tiles `live` lists in the end."""
+    """Thresholds by Newton's method from a lower bound `t`, the lift of the weights that stands for its last step, and
+    how many tiles `live` lists in the end."""
     lowest = -1.0 / tl.maximum(eps, 1e-29)  # a weight is zero where a − t is not above it
     listed = _list_live(flags, 1, blocks, live)
+    lift = tl.zeros_like(t)
     left = MAX_NEWTON_STEPS
     moving = 1
     while moving > 0:
-        total = tl.zeros_like(t)
+        total = tl.zeros_like(t).to(tl.float64)
         slopes = tl.zeros_like(t)
         for n in range(listed):
             j = tl.load(live + n)
@@ -175,22 +178,23 @@ def _climb_tiles(q, key, stride, rows, top, t, eps, flags, live, blocks, where, 
             tl.store(flags + j, alive.to(tl.uint8))
             if alive:
                 p, slope = weights_and_slopes(x, eps)
-                total += tl.sum(p, 1)
+                total += tl.sum(p, 1).to(tl.float64)
                 slopes += tl.sum(slope, 1)
-        step = newton_step(total, slopes, eps)
-        t += step
         listed = _list_live(flags, 1, blocks, live)
+        step = newton_step(total.to(tl.float32), slopes, eps)
+        lift = (1.0 - total).to(tl.float32) / tl.maximum(slopes, 1e-30)
         left -= 1
         moving = tl.minimum(unsettled(step, t, eps), left)
-    return t, listed
+        t = tl.where(moving > 0, t + step, t)
+    return t, lift, listed
 
 
 @triton.jit
 def forward(
-    query, key, value, alpha, mask, bias, seed, out, tops, thresholds, flags, live,
+    query, key, value, alpha, mask, bias, seed, out, stats, flags, live,
     strides, sizes, scale, dropout, P: tl.constexpr,
 ):  # fmt: skip
-    """out (B, H, T, Dv); for the backward the row maxima, the thresholds and a flag for every tile that is not zero."""
+    """Output; for the backward maximum, threshold and lift of each row, and a flag for every tile that is not zero."""
     heads, queries, keys = sizes
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(tl.cdiv(queries, P.block_t), heads)
@@ -209,30 +213,40 @@ def forward(
     maxima = _row_maxima(q, key, strides[1][2], rows, flags, blocks, where, P)
     top = tl.max(maxima, 1)
     t = climb(relative(maxima, top[:, None]), eps)
-    t, listed = _climb_tiles(q, key, strides[1][2], rows, top, t, eps, flags, live, blocks, where, P)
+    t, lift, listed = _climb_tiles(q, key, strides[1][2], rows, top, t, eps, flags, live, blocks, where, P)
 
     o = tl.full((P.block_t, P.block_value), 0.0, tl.float32)
     for n in range(listed):
         j = tl.load(live + n)
         _k, cols, s = _key_tile(q, key, strides[1][2], j, rows, where, P)
         v = _load(value, j * P.block_s + tl.arange(0, P.block_s), strides[2][2], keys, P.value_width, P.block_value)
-        p, slope = weights_and_slopes(relative(s, top[:, None]) - t[:, None], eps)
+        p, slope = lifted_weights_and_slopes(relative(s, top[:, None]) - t[:, None], lift[:, None], eps)
         tl.store(flags + j, (tl.max(tl.max(slope, 1), 0) > 0.0).to(tl.uint8))
         if seed is not None:
             p *= _kept((seed, pair, dropout), rows[:, None], cols, keys)
         o += _dot(p.to(v.dtype), v, P)
-    first = pair.to(tl.int64) * queries
-    _store(out + first * P.value_width, rows, o, queries, P.value_width, P.block_value)
-    tl.store(tops + first + rows, top, mask=rows < queries)
-    tl.store(thresholds + first + rows, t, mask=rows < queries)
+    _store(_of_head(out, strides[6], b, h), rows, strides[6][2], o, queries, P.value_width, P.block_value)
+    stats += (pair.to(tl.int64) * queries + rows) * 3
+    tl.store(stats, top, mask=rows < queries)
+    tl.store(stats + 1, t, mask=rows < queries)
+    tl.store(stats + 2, lift, mask=rows < queries)
 
 
 @triton.jit
-def _gradient_tile(q, do, key, value, strides, j, rows, top, t, eps, noise, where, P: tl.constexpr):
+def _load_stats(stats, rows, valid):
+    """Maximum, threshold and lift of rows."""
+    stats += rows * 3
+    top = tl.load(stats, mask=valid, other=0.0)
+    return top, tl.load(stats + 1, mask=valid, other=0.0), tl.load(stats + 2, mask=valid, other=0.0)
+
+
+@triton.jit
+def _gradient_tile(q, do, key, value, strides, j, rows, row_stats, eps, noise, where, P: tl.constexpr):
     """One live tile in the backward: keys, their indices, p, u, and g, the gradient of the weights."""
     k, cols, s = _key_tile(q, key, strides[1][2], j, rows, where, P)
     v = _load(value, j * P.block_s + tl.arange(0, P.block_s), strides[2][2], where[1], P.value_width, P.block_value)
-    p, slope = weights_and_slopes(relative(s, top[:, None]) - t[:, None], eps)
+    top, t, lift = row_stats
+    p, slope = lifted_weights_and_slopes(relative(s, top[:, None]) - t[:, None], lift[:, None], eps)
     g = _dot(do, tl.trans(v), P)
     if noise[0] is not None:
         g *= _kept(noise, rows[:, None], cols, where[1])
@@ -240,13 +254,13 @@ def _gradient_tile(q, do, key, value, strides, j, rows, top, t, eps, noise, wher
 
 
 @triton.jit
-def _mean_gradient(q, do, key, value, strides, live, listed, rows, top, t, eps, noise, where, P: tl.constexpr):
+def _mean_gradient(q, do, key, value, strides, live, listed, rows, row_stats, eps, noise, where, P: tl.constexpr):
     """Σu and ḡ = Σ u g / Σu of each row."""
-    slopes = tl.zeros_like(t)
-    weighted = tl.zeros_like(t)
+    slopes = tl.zeros_like(row_stats[0])
+    weighted = tl.zeros_like(row_stats[0])
     for n in range(listed):
         j = tl.load(live + n)
-        _, _, _, slope, g = _gradient_tile(q, do, key, value, strides, j, rows, top, t, eps, noise, where, P)
+        _, _, _, slope, g = _gradient_tile(q, do, key, value, strides, j, rows, row_stats, eps, noise, where, P)
         slopes += tl.sum(slope, 1)
         weighted += tl.sum(slope * g, 1)
     slopes = tl.maximum(slopes, 1e-30)
@@ -264,7 +278,7 @@ def _add_bias_gradient(grad_bias, strides, ds, rows, cols, queries, keys, P: tl.
 
 @triton.jit
 def backward_queries(
-    grad, query, key, value, alpha, mask, bias, seed, tops, thresholds, flags, live, means, grad_query, grad_alpha,
+    grad, query, key, value, alpha, mask, bias, seed, stats, flags, live, means, grad_query, grad_alpha,
     grad_bias, strides, sizes, scale, dropout, P: tl.constexpr,
 ):  # fmt: skip
     """Gradients by blocks of queries: of Q, of α (one value per program), of the bias (added up); and ḡ of each row."""
@@ -282,20 +296,19 @@ def backward_queries(
     do = _load(_of_head(grad, strides[6], b, h), rows, strides[6][2], queries, P.value_width, P.block_value)
     key = _of_head(key, strides[1], b, h)
     value = _of_head(value, strides[2], b, h)
-    top = tl.load(tops + first + rows, mask=rows < queries, other=0.0)
-    t = tl.load(thresholds + first + rows, mask=rows < queries, other=0.0)
+    row_stats = _load_stats(stats, first + rows, rows < queries)
 
-    slopes, mean = _mean_gradient(q, do, key, value, strides, live, listed, rows, top, t, eps, noise, where, P)
+    slopes, mean = _mean_gradient(q, do, key, value, strides, live, listed, rows, row_stats, eps, noise, where, P)
     tl.store(means + first + rows, mean, mask=rows < queries)
 
     dq = tl.full((P.block_t, P.block_width), 0.0, tl.float32)
     # Σ u (g − ḡ) is 0 but for rounding in ḡ, which Σw would blow up in dα: it is measured and taken out.
-    rest = tl.zeros_like(t)
-    w_sum = tl.zeros_like(t)
-    w_centred = tl.zeros_like(t)
+    rest = tl.zeros_like(mean)
+    w_sum = tl.zeros_like(mean)
+    w_centred = tl.zeros_like(mean)
     for n in range(listed):
         j = tl.load(live + n)
-        k, cols, p, slope, g = _gradient_tile(q, do, key, value, strides, j, rows, top, t, eps, noise, where, P)
+        k, cols, p, slope, g = _gradient_tile(q, do, key, value, strides, j, rows, row_stats, eps, noise, where, P)
         centred = g - mean[:, None]
         ds = slope * centred
         dq += _dot(ds.to(k.dtype), k, P)
@@ -309,12 +322,13 @@ def backward_queries(
             _add_bias_gradient(target, strides[7], ds, rows[:, None], cols, queries, keys, P)
     if grad_alpha is not None:
         tl.store(grad_alpha + tl.program_id(0), tl.sum(w_sum * rest / slopes - w_centred, 0))
-    _store(grad_query + first * P.width, rows, dq * scale, queries, P.width, P.block_width)
+    out = _of_head(grad_query, strides[8], b, h)
+    _store(out, rows, strides[8][2], dq * scale, queries, P.width, P.block_width)
 
 
 @triton.jit
 def backward_keys(
-    grad, query, key, value, alpha, mask, bias, seed, tops, thresholds, flags, live, means, grad_key, grad_value,
+    grad, query, key, value, alpha, mask, bias, seed, stats, flags, live, means, grad_key, grad_value,
     strides, sizes, scale, dropout, P: tl.constexpr,
 ):  # fmt: skip
     """Gradients by blocks of keys: of K and V. Tiles are (keys, queries) here."""
@@ -336,14 +350,13 @@ def backward_keys(
     dv = tl.full((P.block_s, P.block_value), 0.0, tl.float32)
     for n in range(listed):
         rows = tl.load(live + n) * P.block_t + tl.arange(0, P.block_t)
-        row_stats = pair.to(tl.int64) * queries + rows
+        flat = pair.to(tl.int64) * queries + rows
         q = _load(query, rows, strides[0][2], queries, P.width, P.block_width)
         do = _load(grad, rows, strides[6][2], queries, P.value_width, P.block_value)
-        top = tl.load(tops + row_stats, mask=rows < queries, other=0.0)[None, :]
-        t = tl.load(thresholds + row_stats, mask=rows < queries, other=0.0)[None, :]
-        mean = tl.load(means + row_stats, mask=rows < queries, other=0.0)[None, :]
+        top, t, lift = _load_stats(stats, flat, rows < queries)
+        mean = tl.load(means + flat, mask=rows < queries, other=0.0)[None, :]
         s = _scores(k, q, rows[None, :], cols[:, None], where, P)
-        p, slope = weights_and_slopes(relative(s, top) - t, eps)
+        p, slope = lifted_weights_and_slopes(relative(s, top[None, :]) - t[None, :], lift[None, :], eps)
         g = _dot(v, tl.trans(do), P)
         if seed is not None:
             kept = _kept((seed, pair, dropout), rows[None, :], cols[:, None], keys)
@@ -351,6 +364,7 @@ def backward_keys(
             g *= kept
         dv += _dot(p.to(do.dtype), do, P)
         dk += _dot((slope * (g - mean)).to(q.dtype), q, P)
-    first = pair.to(tl.int64) * keys
-    _store(grad_key + first * P.width, cols, dk * scale, keys, P.width, P.block_width)
-    _store(grad_value + first * P.value_width, cols, dv, keys, P.value_width, P.block_value)
+    out = _of_head(grad_key, strides[9], b, h)
+    _store(out, cols, strides[9][2], dk * scale, keys, P.width, P.block_width)
+    out = _of_head(grad_value, strides[10], b, h)
+    _store(out, cols, strides[10][2], dv, keys, P.value_width, P.block_value)

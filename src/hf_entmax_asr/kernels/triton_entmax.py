@@ -188,7 +188,7 @@ def entmax_forward(
 
 def entmax_backward(
     grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: bool = True
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Gradients of `entmax_forward` for its scores and its α.
 
     Args:
@@ -198,7 +198,7 @@ def entmax_backward(
         needs_alpha: whether to compute the second gradient.
 
     Returns:
-        Gradient of the broadcast scores, in the dtype of `grad`, and of α, in its shape and dtype (or None).
+        Gradient of the broadcast scores, in the dtype of `grad`, and of α, in its shape and dtype (or empty).
     """
     check_dtype(grad=grad, weights=weights)
     shape = weights.shape
@@ -216,7 +216,9 @@ def entmax_backward(
             )  # fmt: skip
     elif row_grads is not None:
         row_grads.zero_()
-    return grad_scores, None if row_grads is None else row_grads.sum_to_size(alpha.shape).to(alpha.dtype)
+    if row_grads is None:
+        return grad_scores, alpha.new_empty(0)
+    return grad_scores, row_grads.double().sum_to_size(alpha.shape).to(alpha.dtype)
 
 
 def _as_rows(x: Tensor, shape: torch.Size) -> Tensor:
@@ -249,8 +251,9 @@ class _Entmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         weights, alpha = ctx.saved_tensors
-        grad_scores, grad_alpha = entmax_backward(grad, weights, alpha, ctx.needs_input_grad[1])
-        return grad_scores.sum_to_size(ctx.scores_shape), grad_alpha, None
+        needs_alpha = ctx.needs_input_grad[1]
+        grad_scores, grad_alpha = entmax_backward(grad, weights, alpha, needs_alpha)
+        return grad_scores.sum_to_size(ctx.scores_shape), grad_alpha if needs_alpha else None, None
 
 
 def entmax(scores: Tensor, alpha: float | Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
