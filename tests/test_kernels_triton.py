@@ -217,16 +217,20 @@ def test_what_would_lose_digits_is_refused():
 # ----------------------------------------------------------------------------------------------------- attention
 
 
-@pytest.fixture(params=[False, True], ids=["its tiles", "tiles of 16"])
-def tiles(request, monkeypatch):
+SMALL_TILES = ((256, (16, 16, 4)),)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
     """Small tiles take small inputs through several of them."""
-    if request.param:
-        use_small_tiles(monkeypatch)
+    monkeypatch.setattr(attention_kernels, "FLOAT_TILES", SMALL_TILES)
+    monkeypatch.setattr(attention_kernels, "HALF_TILES", SMALL_TILES)
 
 
-def use_small_tiles(monkeypatch):
-    monkeypatch.setattr(attention_kernels, "FLOAT_TILES", ((256, (16, 16, 4)),))
-    monkeypatch.setattr(attention_kernels, "HALF_TILES", ((256, (16, 16, 4)),))
+@pytest.fixture(params=["its tiles", "tiles of 16"])
+def tiles(request):
+    if request.param == "tiles of 16":
+        request.getfixturevalue("small_tiles")
 
 
 def eager_attention(query, key, value, alpha, mask=None, bias=None, is_causal=False, kept=None):
@@ -266,7 +270,7 @@ def compare_attention(query, key, value, alpha, mask=None, bias=None, is_causal=
 
 
 # (B, H, T, S, D, Dv); the heads' α are spread over [1, 2].
-SHAPES = [(1, 3, 33, 70, 16, 16), (2, 5, 20, 33, 8, 5), (1, 3, 1, 40, 4, 4), (2, 1, 7, 1, 4, 4), (1, 3, 1, 1, 3, 3)]
+SHAPES = [(1, 3, 33, 50, 16, 16), (2, 2, 17, 33, 8, 5), (1, 3, 1, 40, 4, 4), (2, 1, 7, 1, 4, 4), (1, 3, 1, 1, 3, 3)]
 
 
 @pytest.mark.usefixtures("tiles")
@@ -289,7 +293,7 @@ MASKS = {
 }
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("kind", MASKS)
 def test_attention_with_masks(kind, is_causal):
@@ -303,14 +307,14 @@ def test_attention_with_masks(kind, is_causal):
         assert not actual[1].cpu()[empty].any()
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("queries", "keys"), [(40, 40), (17, 50), (50, 17)])
 def test_causal_attention(queries, keys):
     query, key, value = heads(1, 3, queries, 4) * 3, heads(1, 3, keys, 4), heads(1, 3, keys, 4)
     compare_attention(query, key, value, torch.tensor([1.05, 1.5, 1.8]), is_causal=True)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("shape", [(2, 3, 20, 37), (3, 20, 37), (2, 1, 1, 37), (37,), (1, 3, 20, 1), (20, 1)], ids=str)
 def test_attention_with_a_bias_and_its_gradient(shape):
     bias = torch.randn(shape) * 2
@@ -330,8 +334,8 @@ def test_attention_takes_alpha_in_every_shape(shape):
         assert torch.equal(out, attention_kernels.entmax_attention(query, key, value, alpha))
 
 
-def test_attention_weights_sum_to_1_for_every_kind_of_row(monkeypatch):
-    use_small_tiles(monkeypatch)
+@pytest.mark.usefixtures("small_tiles")
+def test_attention_weights_sum_to_1_for_every_kind_of_row():
     rows = hard_rows(100, count=2)
     # One query per row and a bias that is the row: the scores are those of the tests of entmax.
     query, key, bias = torch.zeros(1, 1, len(rows), 4), torch.zeros(1, 1, 100, 4), rows[None, None]
@@ -351,8 +355,8 @@ def sharp_inputs():
     return query, query / 60, torch.randn(1, 1, 96, 4), torch.tensor([1.5])
 
 
-def test_tiles_of_zeros_are_flagged_exactly(monkeypatch):
-    use_small_tiles(monkeypatch)
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_of_zeros_are_flagged_exactly():
     query, key, value, alpha = (x.to(DEVICE) for x in sharp_inputs())
     _, _, flags = attention_kernels.attention_forward(query, key, value, alpha, None, None, None, False, 0.7, 0.0)
     weights = eager_entmax(query @ key.transpose(-1, -2) * 0.7, 1.5)
@@ -361,8 +365,8 @@ def test_tiles_of_zeros_are_flagged_exactly(monkeypatch):
     assert 6 <= flags.sum() < 24
 
 
-def test_tiles_of_zeros_are_not_visited(monkeypatch):
-    use_small_tiles(monkeypatch)
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_of_zeros_are_not_visited():
     query, key, value, alpha = (x.to(DEVICE) for x in sharp_inputs())
     query, value = query[:, :, :16].contiguous(), value.clone()
     expected = attention_kernels.entmax_attention(query, key, value, alpha)
@@ -386,8 +390,8 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def test_scores_are_never_stored(monkeypatch):
-    use_small_tiles(monkeypatch)
+@pytest.mark.usefixtures("small_tiles")
+def test_scores_are_never_stored():
     inputs = [torch.randn(1, 1, 128, 4) for _ in range(3)] + [torch.tensor([1.2])]
     inputs = [x.to(DEVICE).requires_grad_() for x in inputs]
     with _Largest() as largest:
@@ -413,8 +417,8 @@ def test_half_precision_attention_is_as_good_as_its_inputs(dtype):
         assert_near(x.detach(), y.detach(), 2 * rounding, name)
 
 
-def test_dropout_drops_weights_alike_in_forward_and_backward(monkeypatch):
-    use_small_tiles(monkeypatch)
+@pytest.mark.usefixtures("small_tiles")
+def test_dropout_drops_weights_alike_in_forward_and_backward():
     query, key, alpha = heads(2, 2, 33, 4), heads(2, 2, 40, 4), torch.tensor([1.0, 1.2])
     values = torch.eye(40).expand(2, 2, 40, 40)
     seed = torch.tensor([123456789012345], device=DEVICE)
@@ -486,14 +490,14 @@ def test_attention_refuses_what_does_not_fit():
     sharpness=st.sampled_from([0.1, 2.0, 20.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_random_attention_equals_float64(sizes, is_causal, sharpness, seed):
     torch.manual_seed(seed)
     batch, count, queries, keys, width = sizes
     query, key, value = (heads(batch, count, length, width) for length in (queries, keys, keys))
     mask = torch.rand(batch, 1, queries, keys) < 0.8
     with pytest.MonkeyPatch.context() as monkeypatch:
-        use_small_tiles(monkeypatch)
+        monkeypatch.setattr(attention_kernels, "FLOAT_TILES", SMALL_TILES)
         # α up to 1.8: nearer to 2 an entry on the border of the support has no one gradient in float32.
         compare_attention(
             query * sharpness, key, value, 1 + 0.8 * torch.rand(count), mask, is_causal=is_causal, bound=1e-4

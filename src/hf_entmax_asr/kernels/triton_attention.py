@@ -48,8 +48,9 @@ def attention_forward(
         dropout_p: probability that a weight is dropped, if there is a seed.
 
     Returns:
-        out (B, H, T, Dv), laid out as (B, T, H, Dv), and for the backward maximum, threshold and lift of each row, (B, H, T, 3) float32, and the
-        flags of tiles that are not zero, (B, H, T / tile, S / tile) uint8. An empty row gives zeros.
+        out (B, H, T, Dv), laid out as (B, T, H, Dv); and for the backward the maximum, threshold and lift of each row,
+        (B, H, T, 3) float32, and the flags of tiles that are not zero, (B, H, T / tile, S / tile) uint8. An empty row
+        gives zeros.
 
     Raises:
         ValueError: shapes, dtypes or sizes that the kernels do not take.
@@ -94,7 +95,7 @@ def attention_backward(
     rows share is added up in an order that is not fixed."""
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     plan = _plan(query, value, keys, is_causal, bias, seed is not None)
-    grads = tuple(_empty_as_model(x, *x.shape[2:]) for x in (query, key, value))
+    grads = [_empty_as_model(x, x.shape[2], x.shape[3]) for x in (query, key, value)]
     row_blocks, key_blocks = flags.shape[2:]
     for_alpha = query.new_zeros((batch, heads, row_blocks), dtype=torch.float32) if needs_alpha else None
     for_bias = query.new_zeros(bias.shape if bias is not None and needs_bias else (0,), dtype=torch.float32)
@@ -123,7 +124,7 @@ def attention_backward(
     else:
         summed = for_alpha.double().sum(-1).sum_to_size(_squeezed(alpha).shape)
         for_alpha = summed.view(alpha.shape).to(alpha.dtype)
-    return *grads, for_alpha, for_bias if bias is None else for_bias.to(bias.dtype)
+    return grads[0], grads[1], grads[2], for_alpha, for_bias if bias is None else for_bias.to(bias.dtype)
 
 
 def entmax_attention(
@@ -163,7 +164,8 @@ class _EntmaxAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         needs = ctx.needs_input_grad
-        *grads, for_alpha, for_bias = attention_backward(grad, *ctx.saved_tensors, *ctx.options, needs[3], needs[5])
+        arguments = (grad, *ctx.saved_tensors, *ctx.options, needs[3], needs[5])
+        *grads, for_alpha, for_bias = attention_backward(*arguments)
         return *grads, for_alpha if needs[3] else None, None, for_bias if needs[5] else None, None, None, None
 
 

@@ -122,7 +122,8 @@ def _kept(noise, rows, cols, keys):
     first, second = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     number = (rows * keys + cols).to(tl.uint32)
     drawn = _mix(_mix(_mix(number ^ first) ^ second) ^ pair.to(tl.uint32))
-    return tl.where((drawn >> 8).to(tl.float32) * (1.0 / (1 << 24)) >= dropout, 1.0 / tl.maximum(1.0 - dropout, 1e-30), 0.0)
+    uniform = (drawn >> 8).to(tl.float32) * (1.0 / (1 << 24))
+    return tl.where(uniform >= dropout, 1.0 / tl.maximum(1.0 - dropout, 1e-30), 0.0)
 
 
 @triton.jit
@@ -220,8 +221,8 @@ def forward(
         j = tl.load(live + n)
         _k, cols, s = _key_tile(q, key, strides[1][2], j, rows, where, P)
         v = _load(value, j * P.block_s + tl.arange(0, P.block_s), strides[2][2], keys, P.value_width, P.block_value)
-        p, slope = lifted_weights_and_slopes(relative(s, top[:, None]) - t[:, None], lift[:, None], eps)
-        tl.store(flags + j, (tl.max(tl.max(slope, 1), 0) > 0.0).to(tl.uint8))
+        p, _ = lifted_weights_and_slopes(relative(s, top[:, None]) - t[:, None], lift[:, None], eps)
+        tl.store(flags + j, (tl.max(tl.max(p, 1), 0) > 0.0).to(tl.uint8))
         if seed is not None:
             p *= _kept((seed, pair, dropout), rows[:, None], cols, keys)
         o += _dot(p.to(v.dtype), v, P)

@@ -186,9 +186,7 @@ def entmax_forward(
     return out
 
 
-def entmax_backward(
-    grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: bool = True
-) -> tuple[Tensor, Tensor]:
+def entmax_backward(grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: bool = True) -> tuple[Tensor, Tensor]:
     """Gradients of `entmax_forward` for its scores and its α.
 
     Args:
@@ -221,7 +219,7 @@ def entmax_backward(
     return grad_scores, row_grads.double().sum_to_size(alpha.shape).to(alpha.dtype)
 
 
-def _as_rows(x: Tensor, shape: torch.Size) -> Tensor:
+def _as_rows(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`x` expanded to `shape`, then seen as (B, H, T, N)."""
     x = x.expand(shape)
     if x.dim() > 4:

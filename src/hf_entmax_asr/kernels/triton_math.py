@@ -80,9 +80,11 @@ def weights_and_slopes(x, eps):
 @triton.jit
 def lifted_weights_and_slopes(x, lift, eps):
     """p and u with the last step taken in p: the digits of t end before those of p, and where hundreds of weights share
-    the sum it shows."""
-    p, slope = weights_and_slopes(x, eps)
-    p = tl.maximum(p + slope * lift, 0.0)
+    the sum it shows. u = p^(1−ε) follows to first order."""
+    before, slope = weights_and_slopes(x, eps)
+    change = slope * lift
+    p = tl.maximum(before + change, 0.0)
+    slope *= 1.0 + (1.0 - eps) * change / tl.maximum(before, 1e-30)
     return p, tl.where(p > 0.0, slope, 0.0)
 
 

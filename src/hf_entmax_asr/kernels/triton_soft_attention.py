@@ -189,7 +189,10 @@ def soft_attention_backward(
     return grad_alignment, grad_energy
 
 
-def _run(alignment, energy, source_mask, chunk_size, grad) -> tuple[Tensor, Tensor | None]:
+def _run(
+    alignment: Tensor, energy: Tensor, source_mask: Tensor | None, chunk_size: int | None, grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """β and nothing, or with `grad` the gradients of `energy` and `alignment`."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size} must be at least 1, or None for infinite lookback.")
     check_shapes(energy, source_mask, alignment=alignment)
@@ -197,9 +200,8 @@ def _run(alignment, energy, source_mask, chunk_size, grad) -> tuple[Tensor, Tens
     alignment, energy = alignment.contiguous(), energy.contiguous()
     source_mask = None if source_mask is None else source_mask.contiguous()
     out = torch.empty_like(alignment if grad is None else energy)
-    grad_alignment = None
-    if grad is not None:
-        grad, grad_alignment = grad.contiguous(), torch.empty_like(alignment)
+    grad_alignment = torch.empty_like(alignment) if grad is not None else alignment.new_empty(0)
+    grad = None if grad is None else grad.contiguous()
     if energy.numel() == 0:
         return out, grad_alignment
     rows, per_batch = batch * heads * targets, heads * targets
@@ -223,7 +225,7 @@ def _run(alignment, energy, source_mask, chunk_size, grad) -> tuple[Tensor, Tens
             sizes = (per_batch, positions, width, block)
             _window_sums[grid](alignment, energy, source_mask, grad, *shared, *sizes, **options)
             _collect[grid](energy, source_mask, grad, *shared, out, *sizes, **options)
-            grad_alignment = None if means is None else means.to(alignment.dtype)
+            grad_alignment = grad_alignment if means is None else means.to(alignment.dtype)
     return out, grad_alignment
 
 
@@ -237,7 +239,8 @@ class _SoftAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *soft_attention_backward(grad, *ctx.saved_tensors, ctx.chunk_size), None, None
+        alignment, energy, source_mask = ctx.saved_tensors
+        return *soft_attention_backward(grad, alignment, energy, source_mask, ctx.chunk_size), None, None
 
 
 def expected_soft_attention(
