@@ -1,4 +1,5 @@
-"""Triton kernels against the eager functions and float64: on a GPU where there is one, else in Triton's interpreter.
+"""Triton kernels against the eager functions and float64: on a GPU where there is one, else in Triton's interpreter
+(conftest.py chooses it).
 
 The interpreter shows that the arithmetic is right, `test_kernels_compile` that the compiler takes the kernels.
 """
@@ -14,11 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 
-# ruff: noqa: E402 (what follows is read with that variable set)
+# ruff: noqa: E402 (what follows imports triton)
 import hf_entmax_asr.kernels.triton_alignment as alignment_kernels
 import hf_entmax_asr.kernels.triton_attention as attention_kernels
 import hf_entmax_asr.kernels.triton_entmax as entmax_kernels
