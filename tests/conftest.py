@@ -1,5 +1,12 @@
 """Set-up shared by all tests."""
 
+import os
+
+import torch
+
+if not torch.cuda.is_available():  # Triton kernels are then tested in its interpreter; read when triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Marks that transformers' own common tests carry (test_common_transformers.py).
 THEIR_MARKS = (
     "accelerate_tests",
