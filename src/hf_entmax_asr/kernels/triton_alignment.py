@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .triton_math import LAUNCH_OPTIONS, check_dtype, on_device_of
 
@@ -191,23 +190,3 @@ def check_shapes(energy: Tensor, source_mask: Tensor | None, **others: Tensor | 
             f"source_mask is {source_mask.dtype} of shape {tuple(source_mask.shape)}; it must be boolean of shape "
             f"{(batch, positions)}, true where real."
         )
-
-
-class _ExpectedAlignment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, energy, source_mask, previous):
-        alignment, reached = expected_alignment_forward(energy, source_mask, previous, any(ctx.needs_input_grad))
-        ctx.save_for_backward(energy, source_mask, reached)
-        ctx.previous_dtype = None if previous is None else previous.dtype
-        return alignment
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        grad_energy, grad_previous = expected_alignment_backward(grad, *ctx.saved_tensors)
-        return grad_energy, None, grad_previous.to(ctx.previous_dtype) if ctx.needs_input_grad[2] else None
-
-
-def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
-    """`hf_entmax_asr.model.alignment.expected_alignment` by these kernels; float64 is refused."""
-    return _ExpectedAlignment.apply(energy, source_mask, previous)

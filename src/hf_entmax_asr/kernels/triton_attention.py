@@ -8,11 +8,10 @@ tile.
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import triton_attention_kernels as kernels
 from .triton_attention_kernels import Plan
-from .triton_math import LAUNCH_OPTIONS, check_dtype, on_device_of
+from .triton_math import DTYPES, LAUNCH_OPTIONS, on_device_of
 
 # Tile (queries, keys) and warps for heads up to a width: the largest tried that neither spill registers nor need more
 # than the 99 KB of shared memory of the smaller GPUs, as ptxas reports for sm_80 and sm_90.
@@ -53,13 +52,18 @@ def attention_forward(
         gives zeros.
 
     Raises:
-        ValueError: shapes, dtypes or sizes that the kernels do not take.
+        ValueError: dtypes or sizes that the kernels do not take (`attention_takes`).
     """
-    _check(query, key, value, mask, bias)
+    if not attention_takes(query, key, value, bias):
+        raise ValueError(
+            f"query {tuple(query.shape)} {query.dtype}, key {tuple(key.shape)} {key.dtype}, value {tuple(value.shape)} "
+            f"{value.dtype}: the Triton kernels take one dtype of float32, bfloat16 and float16 for all three, heads "
+            f"of width up to {_tiles(query.dtype)[-1][0]}, and fewer than 2³¹ scores a head. Use the eager form."
+        )
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     plan = _plan(query, value, keys, is_causal, bias, seed is not None)
     row_blocks, key_blocks = triton.cdiv(queries, plan.block_t), triton.cdiv(keys, plan.block_s)
-    out = _empty_as_model(query, queries, value.shape[3])
+    out = empty_as_model(query, queries, value.shape[3])
     stats = torch.empty(batch, heads, queries, 3, dtype=torch.float32, device=query.device)
     flags = torch.zeros(batch, heads, row_blocks, key_blocks, dtype=torch.uint8, device=query.device)
     if out.numel() > 0:
@@ -95,7 +99,7 @@ def attention_backward(
     rows share is added up in an order that is not fixed."""
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     plan = _plan(query, value, keys, is_causal, bias, seed is not None)
-    grads = [_empty_as_model(x, x.shape[2], x.shape[3]) for x in (query, key, value)]
+    grads = [empty_as_model(x, x.shape[2], x.shape[3]) for x in (query, key, value)]
     row_blocks, key_blocks = flags.shape[2:]
     for_alpha = query.new_zeros((batch, heads, row_blocks), dtype=torch.float32) if needs_alpha else None
     for_bias = query.new_zeros(bias.shape if bias is not None and needs_bias else (0,), dtype=torch.float32)
@@ -127,70 +131,24 @@ def attention_backward(
     return grads[0], grads[1], grads[2], for_alpha, for_bias if bias is None else for_bias.to(bias.dtype)
 
 
-def entmax_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    alpha: float | Tensor,
-    mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """Attention whose weights are the α-entmax of the scores, differentiable in query, key, value, bias and α.
-
-    `mask` is boolean, true where attention is allowed, or a bias to be added to the scores; `scale` is 1/√D by default.
-    Everything else as in `attention_forward`.
-    """
-    if not isinstance(alpha, Tensor):
-        alpha = torch.tensor(alpha, dtype=torch.float64, device=query.device)
-    if scale is None:
-        scale = query.shape[-1] ** -0.5
-    mask, bias = (mask, None) if mask is None or mask.dtype == torch.bool else (None, mask)
-    return _EntmaxAttention.apply(query, key, value, alpha, mask, bias, is_causal, float(scale), float(dropout_p))
+def attention_takes(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels can do this problem; if not, the eager form can."""
+    widest = max(query.shape[3], value.shape[3])
+    return (
+        query.dtype == key.dtype == value.dtype
+        and query.dtype in DTYPES
+        and (bias is None or bias.dtype in DTYPES)
+        and widest <= _tiles(query.dtype)[-1][0]
+        and query.shape[2] * key.shape[2] < 2**31  # scores of a head, which dropout numbers
+    )
 
 
-class _EntmaxAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, value, alpha, mask, bias, is_causal, scale, dropout_p):
-        seed = torch.randint(2**62, (1,), device=query.device) if dropout_p > 0 else None
-        inputs = (query, key, value, alpha, mask, bias, seed)
-        out, *saved = attention_forward(*inputs, is_causal, scale, dropout_p)
-        ctx.save_for_backward(*inputs, *saved)
-        ctx.options = (is_causal, scale, dropout_p)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        needs = ctx.needs_input_grad
-        arguments = (grad, *ctx.saved_tensors, *ctx.options, needs[3], needs[5])
-        *grads, for_alpha, for_bias = attention_backward(*arguments)
-        return *grads, for_alpha if needs[3] else None, None, for_bias if needs[5] else None, None, None, None
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
-    check_dtype(query=query, bias=bias)
-    if not query.dtype == key.dtype == value.dtype:
-        raise ValueError(f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; they must be equal.")
-    shapes = [tuple(x.shape) for x in (query, key, value)]
-    fits = all(len(shape) == 4 for shape in shapes)
-    fits = fits and query.shape[:2] == key.shape[:2] and key.shape[:3] == value.shape[:3]
-    if not fits or query.shape[3] != key.shape[3]:
-        raise ValueError(
-            f"query, key and value have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; they must be "
-            "(batch, heads, queries, width), (batch, heads, keys, width) and (batch, heads, keys, value width)."
-        )
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask has dtype {mask.dtype}; it must be boolean, true where attention is allowed.")
-    if query.shape[2] * key.shape[2] >= 2**31:
-        raise ValueError(
-            f"{query.shape[2]} queries by {key.shape[2]} keys are more than 2³¹ scores a head, which the kernels "
-            "cannot number. Split the queries."
-        )
-    widest, limit = max(query.shape[3], value.shape[3]), _tiles(query.dtype)[-1][0]
-    if widest > limit:
-        raise ValueError(f"a head has width {widest}; in {query.dtype} the kernels take at most {limit}.")
+def attention_tiles(
+    query: Tensor, value: Tensor, keys: int, is_causal: bool, bias: Tensor | None, dropout: bool
+) -> tuple[int, int]:
+    """How many tiles the queries and the keys of a head are cut into."""
+    plan = _plan(query, value, keys, is_causal, bias, dropout)
+    return triton.cdiv(query.shape[2], plan.block_t), triton.cdiv(keys, plan.block_s)
 
 
 def _plan(query: Tensor, value: Tensor, keys: int, is_causal: bool, bias: Tensor | None, dropout: bool) -> Plan:
@@ -230,7 +188,7 @@ def _squeezed(alpha: Tensor) -> Tensor:
     return alpha[..., 0, 0] if alpha.dim() > 2 else alpha
 
 
-def _empty_as_model(x: Tensor, length: int, width: int) -> Tensor:
+def empty_as_model(x: Tensor, length: int, width: int) -> Tensor:
     """(B, H, length, width), laid out as (B, length, H, width): models merge the heads."""
     return x.new_empty(x.shape[0], length, x.shape[1], width).transpose(1, 2)
 

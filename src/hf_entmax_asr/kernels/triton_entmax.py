@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .triton_math import (
     LAUNCH_OPTIONS,
@@ -233,38 +232,3 @@ def _tile(rows: Tensor, alpha: Tensor) -> tuple[int, int]:
     block = min(max(triton.next_power_of_2(triton.cdiv(keys, 8)), 64), TILE)
     one_alpha = queries == 1 or alpha.stride(2) == 0
     return (min(TILE // block, triton.next_power_of_2(queries)) if one_alpha else 1), block
-
-
-class _Entmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, scores: Tensor, alpha: Tensor, mask: Tensor | None) -> Tensor:
-        # Backward wants float32 weights; without one, the dtype of the scores is written at once.
-        kept = torch.float32 if any(ctx.needs_input_grad) else scores.dtype
-        weights = entmax_forward(scores, alpha, mask, kept)
-        ctx.save_for_backward(weights, alpha)
-        ctx.scores_shape = scores.shape
-        return weights.to(scores.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        weights, alpha = ctx.saved_tensors
-        needs_alpha = ctx.needs_input_grad[1]
-        grad_scores, grad_alpha = entmax_backward(grad, weights, alpha, needs_alpha)
-        return grad_scores.sum_to_size(ctx.scores_shape), grad_alpha if needs_alpha else None, None
-
-
-def entmax(scores: Tensor, alpha: float | Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
-    """`hf_entmax_asr.model.entmax.entmax` by these kernels: same arguments and result, differentiable in scores and α.
-
-    float64 scores are refused, and α outside [1, 2] is not noticed.
-    """
-    if not isinstance(alpha, Tensor):
-        alpha = torch.tensor(alpha, dtype=torch.float64, device=scores.device)
-    dim = dim % scores.dim() - scores.dim()
-    shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
-    if dim != -1:
-        scores = scores.expand(shape).movedim(dim, -1)
-        alpha = alpha.expand(*shape[:dim], 1, *shape[dim + 1 :]).movedim(dim, -1)
-        mask = None if mask is None else mask.expand(shape).movedim(dim, -1)
-    return _Entmax.apply(scores, alpha, mask).movedim(-1, dim)

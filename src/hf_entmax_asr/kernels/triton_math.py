@@ -19,6 +19,7 @@ NEARLY_SETTLED = tl.constexpr(3e-5)  # the same for α <= 1.5
 
 # Triton 3.10 will stop contracting a · b + c by default and 3.9 warns of it; no kernel here depends on either.
 LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
@@ -29,7 +30,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 def check_dtype(**tensors: Tensor | None) -> None:
     """The kernels compute in float32: they must refuse what that would cut short."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if tensor is not None and tensor.dtype not in DTYPES:
             raise ValueError(
                 f"{name} has dtype {tensor.dtype}; the Triton kernels take float32, bfloat16 and float16. "
                 "Use the eager form for other dtypes."

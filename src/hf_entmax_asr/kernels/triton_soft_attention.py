@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .triton_alignment import MOST_POSITIONS, check_shapes, mask_row_of
 from .triton_math import FAR_BELOW, LAUNCH_OPTIONS, on_device_of
@@ -227,24 +226,3 @@ def _run(
             _collect[grid](energy, source_mask, grad, *shared, out, *sizes, **options)
             grad_alignment = grad_alignment if means is None else means.to(alignment.dtype)
     return out, grad_alignment
-
-
-class _SoftAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, alignment, energy, chunk_size, source_mask):
-        ctx.save_for_backward(alignment, energy, source_mask)
-        ctx.chunk_size = chunk_size
-        return soft_attention_forward(alignment, energy, source_mask, chunk_size)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        alignment, energy, source_mask = ctx.saved_tensors
-        return *soft_attention_backward(grad, alignment, energy, source_mask, ctx.chunk_size), None, None
-
-
-def expected_soft_attention(
-    alignment: Tensor, energy: Tensor, chunk_size: int | None = None, source_mask: Tensor | None = None
-) -> Tensor:
-    """`hf_entmax_asr.model.alignment.expected_soft_attention` by these kernels; float64 is refused."""
-    return alignment if chunk_size == 1 else _SoftAttention.apply(alignment, energy, chunk_size, source_mask)
