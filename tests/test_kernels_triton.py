@@ -24,6 +24,7 @@ import hf_entmax_asr.kernels.triton_entmax as entmax_kernels
 import hf_entmax_asr.kernels.triton_operators as operators
 import hf_entmax_asr.kernels.triton_soft_attention as soft_attention_kernels
 from hf_entmax_asr import kernels
+from hf_entmax_asr.kernels import backend
 from hf_entmax_asr.model import alignment
 from hf_entmax_asr.model.entmax import entmax
 from hf_entmax_asr.model.entmax_attention import entmax_attention
@@ -490,6 +491,22 @@ def test_the_public_functions_reach_the_kernels():
         assert name in out.grad_fn.name()
     assert "Triton" in running("triton", kernels.status)()
     assert "triton" not in triton_entmax(x.double(), 1.5).grad_fn.name()
+
+
+def test_a_gpu_that_triton_cannot_serve_gets_the_eager_form_and_one_warning(monkeypatch):
+    def fail():
+        raise RuntimeError("no C compiler\nand a long story")
+
+    monkeypatch.setattr(backend, "_try_triton", fail)
+    monkeypatch.setattr(backend, "_interprets", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    backend.triton_problem.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"not in use: no C compiler\. The eager form"):
+            assert backend.triton_problem() == "no C compiler"
+        assert backend.triton_problem() == "no C compiler"
+    finally:
+        backend.triton_problem.cache_clear()
 
 
 def test_operators_are_registered_as_torch_wants_them():

@@ -80,13 +80,34 @@ def runs_on_triton(tensor: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
+@functools.cache
 def triton_problem() -> str | None:
-    """Why Triton cannot be used; None where it can."""
+    """Why Triton cannot be used; None where it can. On a GPU, tries a small kernel at the first call and warns if that
+    fails: Triton may miss a compiler, or not know the GPU."""
     if torch.version.hip is not None:
         return "this build of torch is for AMD GPUs, where the kernels are untested"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (pip install triton)"
+    if not torch.cuda.is_available() or _interprets():
+        return None
+    try:
+        _try_triton()
+    except Exception as error:  # whatever it is, the eager form still works
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"The Triton kernels of hf_entmax_asr are not in use: {reason}. The eager form computes the same, slower. "
+            f"{VARIABLE}=eager silences this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return reason
     return None
+
+
+def _try_triton() -> None:
+    from hf_entmax_asr.kernels.triton_entmax import entmax_forward
+
+    entmax_forward(torch.zeros(1, 2, device="cuda"), torch.full((), 1.5, device="cuda"))
 
 
 @torch.compiler.assume_constant_result
