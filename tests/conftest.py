@@ -8,7 +8,7 @@ import torch
 if not torch.cuda.is_available():  # Triton kernels are then tested in its interpreter; read when triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from hf_entmax_asr.kernels import backend  # noqa: E402 (imports triton, by way of transformers)
+from hf_entmax_asr.kernels import backend  # imports triton, by way of transformers
 
 # Marks that transformers' own common tests carry (test_common_transformers.py).
 THEIR_MARKS = (
