@@ -28,7 +28,8 @@ article { border-top: 1px solid var(--line); padding: .5rem 0; }
 article header { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .e { display: inline-flex; flex-direction: column; vertical-align: top; padding: 0 .3rem; margin: 0 .1rem .2rem;
   border-radius: .2rem; }
-.e b { font-weight: 600; } .e i { font-style: normal; opacity: .75; }
+.e b { font-weight: 600; } .e i { font-style: normal; }
+.list { max-height: 20rem; overflow: auto; }
 .sub { color: var(--sub); background: var(--sub-back); border: 2px solid; }
 .del { color: var(--del); background: var(--del-back); border: 2px dashed; }
 .ins { color: var(--ins); background: var(--ins-back); border: 2px dotted; }
@@ -105,9 +106,9 @@ def _confusion_table(alignments: Sequence[Sequence[Edit]]) -> list[str]:
     )
     return [
         "<h2>Most frequent confusions</h2>",
-        "<table><tr><th>times</th><th>said</th><th>heard</th><th>kind</th></tr>",
+        '<div class="list"><table><tr><th>times</th><th>said</th><th>heard</th><th>kind</th></tr>',
         *rows,
-        "</table>",
+        "</table></div>",
     ]
 
 
