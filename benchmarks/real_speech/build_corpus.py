@@ -154,7 +154,9 @@ def build(deb: Path | None, output: Path, expected: dict[str, SplitCounts]) -> d
             raise CorpusError(f"{CONTAINER} of the package: {error}") from error
         counts = write_corpus([clip for clip in clips if clip.name not in LEFT_OUT], corpus)
         if counts != expected:
-            raise CorpusError(f"the package does not hold what it should, so no corpus is written:\n{differences(counts, expected)}")
+            raise CorpusError(
+                f"the package does not hold what it should, so no corpus is written:\n{differences(counts, expected)}"
+            )
         if (tree / COPYRIGHT).is_file():
             shutil.copy(tree / COPYRIGHT, corpus / "copyright")
         marker = {"form": FORM, "package": PACKAGE, "splits": {name: asdict(c) for name, c in counts.items()}}
@@ -215,13 +217,16 @@ def write_corpus(clips: Sequence[Clip], corpus: Path) -> dict[str, SplitCounts]:
         with (corpus / name / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("file_name", "text", "speaker", "raw_text", "source"), *lines])
     return {
-        name: SplitCounts(len(lines), round(seconds[name] / 3600, 2), len(speakers[name])) for name, lines in rows.items()
+        name: SplitCounts(len(lines), round(seconds[name] / 3600, 2), len(speakers[name]))
+        for name, lines in rows.items()
     }
 
 
 def differences(found: dict[str, SplitCounts], expected: dict[str, SplitCounts]) -> str:
     """Where the counts differ, one line a split."""
-    return "\n".join(f"  {n}: {describe(found[n])}; expected {describe(expected[n])}" for n in found if found[n] != expected[n])
+    return "\n".join(
+        f"  {n}: {describe(found[n])}; expected {describe(expected[n])}" for n in found if found[n] != expected[n]
+    )
 
 
 def describe(counts: SplitCounts) -> str:
