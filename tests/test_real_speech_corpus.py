@@ -388,9 +388,12 @@ def test_the_real_package_gives_the_known_corpus(tmp_path):
     rows = {row["id"]: row for split in splits.values() for row in split.remove_columns("audio")}
     assert rows["C1A__041"]["text"] == "IS IT THE COMMANDER ROCKET AUTHENTIC SECRET POCKET ROCKET DECODER RING COUPON"
     assert rows["290020P1"]["text"] == "HUH THAT'S A PRETTY WEIRD HOBBY"
-    # Lines and recordings belong together: no voice is faster than speech can be, and longer lines take longer.
-    lengths = np.array([(len(row["text"]), row["duration"]) for row in rows.values()])
-    assert (lengths[:, 0] / lengths[:, 1]).max() < 27
-    assert np.corrcoef(lengths.T)[0, 1] > 0.85
+    # Lines and recordings belong together: no voice is faster than speech can be, and longer lines take longer. (With
+    # each line at its neighbour's recording, the correlation is 0.05 to 0.14.)
+    for kind in ("[0-9]", "JOE", "(?!JOE)[A-Z]"):  # dialogues, remarks, scenes
+        of_kind = [row for name, row in rows.items() if re.match(kind, name)]
+        lengths = np.array([(len(row["text"]), row["duration"]) for row in of_kind])
+        assert (lengths[:, 0] / lengths[:, 1]).max() < 27
+        assert np.corrcoef(lengths.T)[0, 1] > 0.75
     for row in splits["test"].select(range(0, 643, 100)):
         assert len(read_audio(row["audio"])) == pytest.approx(16_000 * row["duration"], rel=0.2)

@@ -30,6 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 from hf_entmax_asr.training import CheckpointError, DataError, RecipeError, load_recipe
 from hf_entmax_asr.training.checkpointing import write_text_atomically
 
+LOG = "grid.log"
+
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -103,15 +105,14 @@ def run(plan: Plan, cells: list[Cell]) -> dict[str, str]:
     return failed
 
 
-def start_in_background(words: list[str], output: Path) -> str:
-    """Start this program again, apart from the terminal; returns what to tell the user."""
+def start_in_background(words: list[str], output: Path) -> subprocess.Popen:
+    """Start this program again, apart from the terminal."""
     output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__).resolve()), *(word for word in words if word != "--background")]
-    with (output / "grid.log").open("ab") as log:
-        process = subprocess.Popen(
+    with (output / LOG).open("ab") as log:
+        return subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd=Path.cwd()
         )
-    return f"started as process {process.pid}; follow it in {output / 'grid.log'}, stop it with: kill {process.pid}"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -121,7 +122,9 @@ def main(words: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         if arguments.background and not arguments.table_only:
-            print(start_in_background(words, arguments.output))
+            process = start_in_background(words, arguments.output)
+            log = arguments.output / LOG
+            print(f"started as process {process.pid}; follow it in {log}, stop it with: kill {process.pid}")
             return 0
         plan, cells = planned(arguments)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cell saves a checkpoint then as on Ctrl-C

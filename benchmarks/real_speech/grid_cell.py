@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = "cell.json"
 FRAMES_EXAMINED = 4000  # padded frames of a batch whose attention maps are kept
 
-# Name of the row -> what self-attention in encoder and decoder is.
+# Name of the row -> what self-attention in encoder and decoder is, and the temperature (of every softmax in the model,
+# so of full cross-attention too).
 TRANSFORMS = {
     "softmax": ("softmax", 1.0),
     "softmax-T0.5": ("softmax", 0.5),
@@ -58,12 +59,15 @@ class Cell:
     def overrides(self) -> list[str]:
         """What sets this cell apart, as scripts/train.py takes it."""
         transform, temperature = TRANSFORMS[self.transform]
+        # The regularizer is one of monotonic heads; a configuration that has none refuses it.
+        without_monotonic_heads = ["model.head_regularizer=none"] if self.cross_attention == "full" else []
         return [
             f"model.encoder_transform={transform}",
             f"model.decoder_transform={transform}",
             f"model.softmax_temperature={temperature}",
             f"model.cross_attention={self.cross_attention}",
             f"seed={self.seed}",
+            *without_monotonic_heads,
         ]
 
 
