@@ -1,4 +1,4 @@
-"""The grid of transforms and cross-attentions: cells run once, are resumed and scored; the table says what is missing."""
+"""The grid of transforms and cross-attentions: cells run once, go on, are scored; the table says what is missing."""
 
 import json
 import signal
