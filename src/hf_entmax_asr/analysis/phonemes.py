@@ -47,8 +47,10 @@ class Interval:
 
 
 def phoneme(label: str) -> str:
-    """The class of a label: ARPAbet (in small letters too, as in TIMIT) without stress (AH0) and position (AH0_B); every
-    silence and noise is SIL. Labels of other alphabets stay as they are, but for letters that ARPAbet has too."""
+    """The class of a label: ARPAbet (in small letters too, as in TIMIT) without stress (AH0) and position (AH0_B).
+
+    Every silence and noise is SIL. Labels of other alphabets stay as they are, but for letters that ARPAbet has too.
+    """
     bare = re.sub(r"_[BIES]$", "", label.strip())
     if bare.lower().strip("+") in SILENT_LABELS:
         return SILENCE

@@ -1,0 +1,143 @@
+#!/usr/bin/env python
+"""What the attention of a checkpoint does on a data set.
+
+    python scripts/analyze.py runs/demo/best DATA --out report/ --labels pocketsphinx
+
+CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Writes OUT/analysis.json (its
+fields are explained at the top of src/hf_entmax_asr/training/inspection.py) and prints a summary.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
+from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
+from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.training import CheckpointError, DataError
+from hf_entmax_asr.training.checkpointing import write_text_atomically
+from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.inspection import Labels, analyze
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
+    parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--max-utterances", type=int, help="only the first so many")
+    parser.add_argument(
+        "--labels", help="phonemes: a folder of ID.TextGrid or *.ctm files, or 'pocketsphinx' to align English"
+    )
+    parser.add_argument("--tier", help="tier of the phonemes in the TextGrids (default: phones and the like)")
+    parser.add_argument("--diagonal-from", type=float, default=0.5, help="relative CAD of a linguistic head")
+    parser.add_argument("--phonetic-from", type=float, default=1.5, help="same-phoneme lift of a phonetic head")
+    parser.add_argument("--max-seconds", type=float, default=30.0, help="longer utterances are left out (default: 30)")
+    parser.add_argument("--frames-per-batch", type=int, default=6000, help="padded 10 ms frames in a batch")
+    parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
+    return parser.parse_args()
+
+
+def load_rows(data: str, split: str, most: int | None) -> Any:
+    splits = load_folder(data)
+    if split not in splits:
+        raise DataError(f"{data} has no split {split!r}; --split takes one of {', '.join(splits)}")
+    rows = splits[split]
+    if most is not None and most < 1:
+        raise DataError(f"--max-utterances {most} leaves nothing; it must be at least 1")
+    return rows if most is None else rows.select(range(min(most, len(rows))))
+
+
+def load_labels(source: str | None, tier: str | None) -> Labels | None:
+    if source is None:
+        return None
+    return PocketsphinxAligner() if source == "pocketsphinx" else read_label_folder(source, tier)
+
+
+def summary(document: dict[str, Any]) -> str:
+    """A table of the encoder's layers, and a line on each of the rest."""
+    lines = [f"{document['utterances']} utterances, {document['audio_seconds'] / 60:.1f} minutes"]
+    probe = document["probe"] or {}
+    accuracy = probe.get("accuracy")
+    header = f"{'layer':>5} {'CAD':>6} {'uniform':>7} {'vertical':>8} {'zeros':>6} {'lift':>6}"
+    lines.append(header + (f" {'probe':>6}" if accuracy else "") + "  roles of the heads")
+    if accuracy:
+        lines.append(f"{'input':>5} {'':>37}  {_percent(accuracy[0]):>6}".replace("  ", " ", 1))
+    for module in document["modules"].values():
+        if module["kind"] != "encoder":
+            continue
+        row = f"{module['layer']:>5} {_mean(module['cad']):>6.3f} {module['uniform']['cad']:>7.3f}"
+        row += f" {_mean(module['verticality']):>8.3f} {_percent(_mean(module['zero_share'])):>6}"
+        lifts = module.get("same_phoneme_lift")
+        row += f" {_mean(lifts):>6.2f}" if lifts else f" {'':>6}"
+        row += f" {_percent(accuracy[module['layer'] + 1]):>6}" if accuracy else ""
+        lines.append(f"{row}  {', '.join(role or 'not known' for role in module['role'])}")
+    if accuracy:
+        lines.append(
+            f"probe: {probe['classes']} phonemes, {probe['test_frames']} frames of other {probe['disjoint_by']}s than "
+            f"it learned from; always the most frequent one: {_percent(probe['majority_rate'])}"
+        )
+    monotonic = document["monotonic"]
+    if monotonic is not None:
+        waited = max(range(len(monotonic["heads"])), key=lambda n: monotonic["last_share"][n])
+        layer, head = monotonic["heads"][waited]
+        lines.append(
+            f"monotonic heads: {sum(monotonic['order_violations'])} steps to the left; most waited for: layer {layer}, "
+            f"head {head}, last for {_percent(monotonic['last_share'][waited])} of the tokens"
+        )
+    if "error" in probe:
+        lines.append(f"no probe: {probe['error']}")
+    for reason, ids in document["skipped"].items():
+        lines.append(f"{len(ids)} left out: {reason}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def main() -> int:
+    arguments = parse()
+    disable_progress_bar()  # of loading and saving weights
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        labels = load_labels(arguments.labels, arguments.tier)
+        rows = load_rows(arguments.data, arguments.split, arguments.max_utterances)
+        model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        with tqdm(total=len(rows), unit="utt", disable=None) as bar:
+            document = analyze(
+                model,
+                processor,
+                rows,
+                labels=labels,
+                frames_per_batch=arguments.frames_per_batch,
+                max_seconds=arguments.max_seconds,
+                diagonal_from=arguments.diagonal_from,
+                phonetic_from=arguments.phonetic_from,
+                progress=bar.update,
+            )
+    except (CheckpointError, DataError, LabelError, FileNotFoundError, ImportError) as error:
+        print(f"analyze.py: {error}", file=sys.stderr)
+        return 1
+    document |= {"checkpoint": arguments.checkpoint, "data": f"{arguments.data}, {arguments.split}"}
+    target = arguments.out / "analysis.json"
+    write_text_atomically(target, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    print(summary(document))
+    print(f"written: {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
