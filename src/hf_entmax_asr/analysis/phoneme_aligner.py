@@ -31,7 +31,6 @@ class PocketsphinxAligner:
                 "Aligning phonemes needs PocketSphinx: pip install 'hf_entmax_asr[phonemes]', or give a folder of "
                 "TextGrid or CTM files instead."
             ) from error
-        # Batch normalisation: the labels of an utterance then do not depend on those that were aligned before it.
         self._decoder: Any = Decoder(samprate=SAMPLING_RATE, lm=None, loglevel="FATAL", cmn="batch")
 
     def align(self, waveform: np.ndarray, text: str) -> list[Interval]:
@@ -42,7 +41,8 @@ class PocketsphinxAligner:
             text: what is said, as words: numbers and symbols must be spelled out. Case and punctuation do not matter.
 
         Raises:
-            AlignmentError: no words, words that the dictionary lacks (all are named), or audio that does not fit.
+            AlignmentError: no words or no audio, words that the dictionary lacks (all are named), audio that does not
+                fit. An aligner that has raised can be used again.
         """
         words = [word if self._knows(word) else word.strip("'") for word in spoken_words(text)]
         if not words:
@@ -50,7 +50,10 @@ class PocketsphinxAligner:
         unknown = sorted({word for word in words if not self._knows(word)})
         if unknown:
             raise AlignmentError(f"not in the pronouncing dictionary: {', '.join(unknown)}")
+        if len(waveform) == 0:
+            raise AlignmentError("the audio is empty")
         samples = (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
+        self._decoder.reinit_feat()  # else the labels depend on the utterances that were aligned before
         self._decoder.set_align_text(" ".join(words))
         if not self._decode(samples) or self._decoder.hyp() is None:
             raise AlignmentError("the text does not fit the audio")
