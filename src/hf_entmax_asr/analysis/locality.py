@@ -255,7 +255,7 @@ def _verticality(weights: Tensor, allowed: Tensor) -> Tensor:
     column = weights.sum(2) / allowed.any(-1).sum(-1).unsqueeze(-1)  # (B, H, S), the mean row
     keys = allowed.any(2).sum(-1)  # (B, 1)
     evenness = torch.special.entr(column).sum(-1) / keys.double().log()
-    return torch.where(keys > 1, 1 - evenness, math.nan)
+    return torch.where(keys > 1, (1 - evenness).clamp(0, 1), math.nan)
 
 
 def _entropy(weights: Tensor, allowed: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ class PocketsphinxAligner:
                 "Aligning phonemes needs PocketSphinx: pip install 'hf_entmax_asr[phonemes]', or give a folder of "
                 "TextGrid or CTM files instead."
             ) from error
-        self._decoder: Any = Decoder(samprate=SAMPLING_RATE, lm=None, loglevel="FATAL", cmn="batch")
+        # Its search for the best path ends many utterances with a word of one frame, too short for phonemes
+        # (cmusphinx/pocketsphinx#500).
+        self._decoder: Any = Decoder(samprate=SAMPLING_RATE, lm=None, loglevel="FATAL", cmn="batch", bestpath=False)
 
     def align(self, waveform: np.ndarray, text: str) -> list[Interval]:
         """The phonemes (ARPAbet without stress, silences as SIL) of one utterance, in order.
