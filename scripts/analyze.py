@@ -3,11 +3,13 @@
 
     python scripts/analyze.py runs/demo/best DATA --out report/ --labels pocketsphinx
 
-CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Writes OUT/analysis.json (its
-fields are explained at the top of src/hf_entmax_asr/training/inspection.py) and prints a summary.
+CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Prints a summary and writes
+OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/training/inspection.py), pictures, and
+OUT/index.html, one file with everything in it that opens from disk.
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -17,12 +19,15 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
 from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
+from hf_entmax_asr.analysis.report import write_report
 from hf_entmax_asr.corpora.folder import load_folder
-from hf_entmax_asr.training import CheckpointError, DataError
+from hf_entmax_asr.training import CheckpointError, DataError, read_history
 from hf_entmax_asr.training.checkpointing import write_text_atomically
 from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.examples import example_of
 from hf_entmax_asr.training.inspection import Labels, analyze
 
 
@@ -41,6 +46,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--phonetic-from", type=float, default=1.5, help="same-phoneme lift of a phonetic head")
     parser.add_argument("--max-seconds", type=float, default=30.0, help="longer utterances are left out (default: 30)")
     parser.add_argument("--frames-per-batch", type=int, default=6000, help="padded 10 ms frames in a batch")
+    parser.add_argument("--examples", type=int, default=2, help="utterances to draw and listen to (default: 2)")
+    parser.add_argument("--json-only", action="store_true", help="no pictures, no page")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
 
@@ -62,10 +69,9 @@ def load_labels(source: str | None, tier: str | None) -> Labels | None:
 
 
 def summary(document: dict[str, Any]) -> str:
-    """A table of the encoder's layers, and a line on each of the rest."""
+    """A table of the encoder's layers, and what the rest says."""
     lines = [f"{document['utterances']} utterances, {document['audio_seconds'] / 60:.1f} minutes"]
-    probe = document["probe"] or {}
-    accuracy = probe.get("accuracy")
+    accuracy = (document["probe"] or {}).get("accuracy")
     header = f"{'layer':>5} {'CAD':>6} {'uniform':>7} {'vertical':>8} {'zeros':>6} {'lift':>6}"
     lines.append(header + (f" {'probe':>6}" if accuracy else "") + "  roles of the heads")
     if accuracy:
@@ -79,21 +85,7 @@ def summary(document: dict[str, Any]) -> str:
         row += f" {_mean(lifts):>6.2f}" if lifts else f" {'':>6}"
         row += f" {_percent(accuracy[module['layer'] + 1]):>6}" if accuracy else ""
         lines.append(f"{row}  {', '.join(role or 'not known' for role in module['role'])}")
-    if accuracy:
-        lines.append(
-            f"probe: {probe['classes']} phonemes, {probe['test_frames']} frames of other {probe['disjoint_by']}s than "
-            f"it learned from; always the most frequent one: {_percent(probe['majority_rate'])}"
-        )
-    monotonic = document["monotonic"]
-    if monotonic is not None:
-        waited = max(range(len(monotonic["heads"])), key=lambda n: monotonic["last_share"][n])
-        layer, head = monotonic["heads"][waited]
-        lines.append(
-            f"monotonic heads: {sum(monotonic['order_violations'])} steps to the left; most waited for: layer {layer}, "
-            f"head {head}, last for {_percent(monotonic['last_share'][waited])} of the tokens"
-        )
-    if "error" in probe:
-        lines.append(f"no probe: {probe['error']}")
+    lines += findings(document)
     for reason, ids in document["skipped"].items():
         lines.append(f"{len(ids)} left out: {reason}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")
     return "\n".join(lines)
@@ -108,11 +100,28 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
+def most_waited_for(document: dict[str, Any]) -> tuple[int, int] | None:
+    """The head that is most often the last: when it stops, a token can be written."""
+    monotonic = document["monotonic"]
+    if monotonic is None:
+        return None
+    shares = [share or 0 for share in monotonic["last_share"]]
+    layer, head = monotonic["heads"][shares.index(max(shares))]
+    return layer, head
+
+
+def history_of(checkpoint: str) -> list[dict[str, Any]]:
+    """The history of the run that the checkpoint lies in, if it lies in one (RUN/checkpoints/step-…)."""
+    return read_history(Path(checkpoint).resolve().parent.parent / "history.jsonl")
+
+
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
+        if not arguments.json_only and importlib.util.find_spec("matplotlib") is None:
+            raise ImportError("pictures need matplotlib: pip install 'hf_entmax_asr[plots]', or give --json-only")
         labels = load_labels(arguments.labels, arguments.tier)
         rows = load_rows(arguments.data, arguments.split, arguments.max_utterances)
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
@@ -135,6 +144,15 @@ def main() -> int:
     target = arguments.out / "analysis.json"
     write_text_atomically(target, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
     print(summary(document))
+    if not arguments.json_only:
+        usable = [i for i, seconds in enumerate(rows["duration"]) if seconds <= arguments.max_seconds]
+        head = most_waited_for(document)
+        examples = [example_of(model, processor, rows[i], head) for i in usable[: arguments.examples]]
+        hop_seconds = processor.feature_extractor.hop_ms / 1000
+        history = history_of(arguments.checkpoint)
+        target = write_report(
+            document, arguments.out, examples=examples, history=history, seconds_per_frame=hop_seconds
+        )
     print(f"written: {target}")
     return 0
 

@@ -98,7 +98,7 @@ def _most_phonetic(modules: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]
 
 
 def _draw_lift(axis: Any, lift: Tensor) -> Any:
-    """Lift on a logarithmic scale from 1/8 to 8; NaN is white and hatched, no attention at all is the darkest purple."""
+    """Lift on a logarithmic scale from 1/8 to 8; NaN is white and hatched, no attention the darkest purple."""
     axis.set_facecolor("white")
     axis.patch.set(hatch="////", edgecolor="0.88")
     values = lift.clamp(1 / 8, 8).log2().numpy()
