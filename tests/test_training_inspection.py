@@ -12,6 +12,7 @@ from hf_entmax_asr.analysis import Interval, diagonality
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.training import DataError, SpeechSeq2SeqCollator, train
 from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.examples import example_of
 from hf_entmax_asr.training.inspection import VERSION, analyze, plain
 from tones import tiny_recipe, write_splits
 
@@ -216,6 +217,18 @@ def test_what_json_cannot_hold():
     assert plain(value) == {"a": [1.0, None], "2": [None, 0.333333, None, "x", True, 7]}
 
 
+def test_an_example_is_what_generate_gives(recogniser, rows):
+    model, processor = recogniser
+    example = example_of(model, processor, rows[0], head=(0, 1))
+    batch = SpeechSeq2SeqCollator(processor)([{"audio": rows[0]["audio"]}])
+    result = model.generate(**batch, return_dict_in_generate=True, max_new_tokens=len(example.tokens), num_beams=1)
+    assert processor.tokenizer.convert_ids_to_tokens(result.sequences[0, 1:].tolist()) == example.tokens
+    assert torch.equal(result.boundaries[0][0], example.boundaries[0])
+    assert example.maps[1].shape == (2, len(example.maps[0][0]), len(example.maps[0][0]))
+    assert example.features.shape == batch["input_features"].shape[1:]
+    assert (example.reference, example.head, example.sampling_rate) == (rows["text"][0], (0, 1), 16000)
+
+
 # scripts/analyze.py
 
 
@@ -247,7 +260,11 @@ def test_script(call, checkpoint, tones, rows, tmp_path):
     assert document["data"] == f"{tones}, test"
     assert not [path for path in (tmp_path / "report").iterdir() if "partial" in path.name]
     assert "8 utterances" in out
-    assert "0 steps to the left" in out
+    assert "no head ever stepped to the left" in out
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<audio") == 2
+    assert rows["text"][0] in page
+    assert (tmp_path / "report" / "alphas.png").is_file()  # from the history of the run
     for layer in ("0", "1"):
         row = next(line for line in out.splitlines() if line.split()[:1] == [layer])
         cad = document["modules"][f"encoder.layers.{layer}.self_attn"]["cad"]
@@ -260,9 +277,11 @@ def test_script(call, checkpoint, tones, rows, tmp_path):
         (["--split", "dev"], "has no split 'dev'; --split takes one of test, train"),
         (["--labels", "/nowhere"], "there is no folder /nowhere"),
         (["--max-utterances", "0"], "--max-utterances 0"),
+        (["--labels", "pocketsphinx", "--json-only"], "hf_entmax_asr[phonemes]"),
     ],
 )
-def test_script_refuses(call, checkpoint, tones, tmp_path, arguments, message):
+def test_script_refuses(call, checkpoint, tones, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     status, _, err = call(checkpoint, tones, "--out", tmp_path / "report", *arguments)
     assert status == 1
     assert message in err

@@ -26,11 +26,10 @@ def _roles(encoder: list[Mapping[str, Any]], rule: Mapping[str, float]) -> str:
             layers.setdefault(role, []).append(module["layer"])
     total = sum(module["heads"] for module in encoder)
     linguistic, phonetic = layers.get("linguistic", []), layers.get("phonetic", [])
-    parts = [f"{_heads(linguistic)} of {total} linguistic (diagonal){_where(linguistic)}"]
+    counts = f"Roles: {len(linguistic)} of {total} encoder heads are linguistic (diagonal){_where(linguistic)}"
     if None in layers:
-        rest = "for the others, phoneme labels are needed to tell"
-        return f"Roles: {parts[0]}; {rest}."
-    parts.append(f"{_heads(phonetic)} phonetic{_where(phonetic)}")
+        return f"{counts}; for the others, phoneme labels are needed to tell."
+    counts += f", {len(phonetic)} phonetic{_where(phonetic)}"
     if phonetic and linguistic and _average(phonetic) < _average(linguistic):
         verdict = "The expected pattern, phonetic below and linguistic above, is there"
     elif not linguistic:
@@ -47,7 +46,7 @@ def _roles(encoder: list[Mapping[str, Any]], rule: Mapping[str, float]) -> str:
         )
     else:
         verdict = "The expected pattern is not there: phonetic heads lie no lower than linguistic ones"
-    return f"Roles: {' and '.join(parts)}. {verdict}."
+    return f"{counts}. {verdict}."
 
 
 def _sparsity(encoder: list[Mapping[str, Any]]) -> str:
@@ -107,15 +106,11 @@ def _monotonic(monotonic: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _heads(layers: list[int]) -> str:
-    return "no head" if not layers else f"{len(layers)} head{'s' if len(layers) > 1 else ''}"
-
-
 def _where(layers: list[int]) -> str:
     if not layers:
         return ""
     found = sorted(set(layers))
-    return f" in layer{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+    return f" (layer{'s' if len(found) > 1 else ''} {', '.join(map(str, found))})"
 
 
 def _average(layers: list[int]) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hf_entmax_asr.analysis.pictures import Document, tensor_of
@@ -17,14 +18,18 @@ Merge = tuple[int, int, float]  # two clusters and their distance; the k-th merg
 def average_linkage(distance: Tensor) -> list[Merge]:
     """Agglomerative clustering of N items by their mean distance (N, N), symmetric: N − 1 merges, nearest first."""
     size = len(distance)
-    members = {n: [n] for n in range(size)}
+    apart = distance.double().clone().fill_diagonal_(float("inf"))
+    cluster = list(range(size))  # which cluster stands in each row
+    members = torch.ones(size, dtype=torch.float64)
     merges: list[Merge] = []
-    while len(members) > 1:
-        names = list(members)
-        pairs = ((a, b) for index, a in enumerate(names) for b in names[index + 1 :])
-        a, b = min(pairs, key=lambda pair: _between(distance, members[pair[0]], members[pair[1]]))
-        merges.append((a, b, _between(distance, members[a], members[b])))
-        members[size + len(merges) - 1] = members.pop(a) + members.pop(b)
+    for number in range(size - 1):
+        row, column = divmod(int(apart.argmin()), size)  # row < column, since the first of equals is found
+        merges.append((cluster[row], cluster[column], apart[row, column].item()))
+        mean = (members[row] * apart[row] + members[column] * apart[column]) / (members[row] + members[column])
+        apart[row] = apart[:, row] = mean
+        apart[column] = apart[:, column] = float("inf")
+        members[row] += members[column]
+        cluster[row] = size + number
     return merges
 
 
@@ -34,10 +39,6 @@ def leaf_order(merges: Sequence[Merge], size: int) -> list[int]:
     for number, (a, b, _) in enumerate(merges):
         parts[size + number] = parts.pop(a) + parts.pop(b)
     return [leaf for part in parts.values() for leaf in part]
-
-
-def _between(distance: Tensor, one: list[int], other: list[int]) -> float:
-    return distance[one][:, other].mean().item()
 
 
 def plot_agreement(document: Document) -> "Figure":
