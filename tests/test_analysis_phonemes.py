@@ -16,6 +16,7 @@ from hf_entmax_asr.analysis import (
     LabelError,
     PocketsphinxAligner,
     labels_at_positions,
+    labels_of,
     phoneme,
     phoneme_classes,
     place_of,
@@ -198,6 +199,15 @@ def test_the_only_tier_is_taken_whatever_its_name(tmp_path):
     assert read_textgrid(textgrid(tmp_path, only)) == [Interval(0, 0.61, 'say "hi" 1 <exists> ! ')]
 
 
+def test_labels_are_found_by_the_longest_end_of_an_id():
+    one, two = [Interval(0, 1, "B")], [Interval(0, 1, "K")]
+    labels = {"0001": one, "anna/0001": two}
+    assert labels_of(labels, "train/anna/0001") is two
+    assert labels_of(labels, "train/ben/0001") is one
+    assert labels_of(labels, "0001") is one
+    assert labels_of(labels, "train/anna/0002") is None
+
+
 CTM = """;; comment
 utt-1 1 0.00 0.10 SIL
 utt-1 1 0.25 0.05 IY1_E 0.99
@@ -239,6 +249,9 @@ def test_a_folder_of_labels(tmp_path):
     (tmp_path / "phones.ctm").write_text(CTM, encoding="utf-8")
     (tmp_path / "notes.txt").write_text("nothing")
     assert sorted(read_label_folder(tmp_path)) == ["utt-1", "utt-2", "utt-9"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "utt-9.TextGrid").write_text(SHORT, encoding="utf-8")
+    assert sorted(read_label_folder(tmp_path)) == ["deep/utt-9", "other/utt-9", "utt-1", "utt-2"]
     (tmp_path / "utt-1.TextGrid").write_text(LONG, encoding="utf-8")
     with pytest.raises(LabelError, match="utt-1 has labels in another file too"):
         read_label_folder(tmp_path)

@@ -48,14 +48,15 @@ def plot_agreement(document: Document) -> "Figure":
     merges = average_linkage(distance)
     order = leaf_order(merges, len(distance))
     names = [f"L{name.split('.')[2]} H{head}" for name, head in agreement["heads"]]
-    size = max(5.0, 0.22 * len(names) + 2.2)
+    many = len(names) > 40
+    size = max(5.0, (0.14 if many else 0.22) * len(names) + 2.2)
     figure = _figure("Which heads look alike", size + 1.2, size + 1.5)
     upper, lower = figure.subplots(2, 1, height_ratios=[1, 4.2], sharex=True)
     _draw_dendrogram(upper, merges, order)
     image = lower.imshow(
         distance[order][:, order].numpy(), cmap="viridis_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
     )
-    font = 8 if len(names) <= 40 else 5
+    font = 6 if many else 8
     lower.set_xticks(range(len(order)), [names[n] for n in order], rotation=90, fontsize=font)
     lower.set_yticks(range(len(order)), [names[n] for n in order], fontsize=font)
     bar = figure.colorbar(image, ax=lower, fraction=0.04, pad=0.02)

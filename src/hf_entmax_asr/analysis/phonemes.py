@@ -1,7 +1,8 @@
 """Phoneme labels in time: read from TextGrid or CTM files, ordered by articulation, brought to encoder positions."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def labels_at_positions(
 def read_label_folder(folder: str | Path, tier: str | None = None) -> dict[str, list[Interval]]:
     """Phonemes by utterance: `ID.TextGrid` files below `folder`, and the utterances named in its `*.ctm` files.
 
+    A TextGrid is named after its file, `speaker/0001.TextGrid` as "0001", or "speaker/0001" where several are called
+    0001. Find the labels of an utterance with `labels_of`.
+
     Raises:
         FileNotFoundError: there is no such folder, or nothing of the kind in it.
         LabelError: a file that cannot be read, or an utterance that is labelled twice.
@@ -116,14 +120,26 @@ def read_label_folder(folder: str | Path, tier: str | None = None) -> dict[str, 
     files = sorted(path for path in folder.rglob("*") if path.suffix in LABEL_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"{folder} holds no file that ends in {' or '.join(LABEL_SUFFIXES)}.")
+    stems = Counter(path.stem for path in files if path.suffix == ".TextGrid")
     labels: dict[str, list[Interval]] = {}
     for path in files:
-        read = read_ctm(path) if path.suffix == ".ctm" else {path.stem: read_textgrid(path, tier)}
+        name = path.stem if stems[path.stem] == 1 else path.relative_to(folder).with_suffix("").as_posix()
+        read = read_ctm(path) if path.suffix == ".ctm" else {name: read_textgrid(path, tier)}
         twice = labels.keys() & read.keys()
         if twice:
             raise LabelError(f"{path}: {', '.join(sorted(twice)[:5])} has labels in another file too.")
         labels |= read
     return labels
+
+
+def labels_of(labels: Mapping[str, Sequence[Interval]], utterance: str) -> Sequence[Interval] | None:
+    """The labels of an utterance, or None: under its whole id ("train/speaker/0001"), or else under the longest end of
+    it that has any ("speaker/0001", "0001")."""
+    while utterance not in labels:
+        _, slash, utterance = utterance.partition("/")
+        if not slash:
+            return None
+    return labels[utterance]
 
 
 def read_ctm(path: str | Path) -> dict[str, list[Interval]]:

@@ -264,7 +264,8 @@ def _draw_roles(axis: Any, modules: Sequence[Mapping[str, Any]], rule: Mapping[s
             box = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=ROLE_COLOURS[role], edgecolor="white")
             axis.add_patch(box)
             letter = {"linguistic": "L", "phonetic": "P", "neither": "–", None: "?"}[role]
-            axis.text(column, row, letter, ha="center", va="center", fontsize=9)
+            colour = "white" if role == "linguistic" else "black"
+            axis.text(column, row, letter, ha="center", va="center", fontsize=9, color=colour)
     axis.set_xlim(-0.5, max(len(module["role"]) for module in modules) - 0.5)
     axis.set_ylim(len(modules) - 0.5, -0.5)
     axis.set_xticks(range(max(len(module["role"]) for module in modules)))
@@ -278,10 +279,11 @@ def _draw_roles(axis: Any, modules: Sequence[Mapping[str, Any]], rule: Mapping[s
         "neither": "– neither",
         None: "? not known without labels",
     }
+    below = -0.45 / max(1.3, 0.34 * len(modules) + 0.2)  # half an inch below the axes, which are so many inches high
     handles = [
         Patch(facecolor=ROLE_COLOURS[role], edgecolor="0.6", label=text)
         for role, text in texts.items()
         if role in present
     ]
-    axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=7, frameon=False)
+    axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, below), fontsize=7, frameon=False)
     axis.set_title("role", fontsize=9)

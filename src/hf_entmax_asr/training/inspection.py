@@ -4,7 +4,8 @@ The document (version 1). Lists over heads are in the order of the heads; null i
 utterances where nothing else is said.
 
     version, checkpoint, data, model            what was analysed; `model` holds the fields of its configuration
-    utterances, audio_seconds, skipped          how many, how long, and {reason: [ids]} of those left out
+    utterances, audio_seconds, skipped          how many, how long, and {reason: [ids]} of those left out, with what was
+                                                missing in brackets
     seconds_per_position                        duration of one encoder position
     curve_r                                     r of the curves D(r)
     modules: {name: ...}                        by module, such as encoder.layers.0.self_attn
@@ -53,6 +54,7 @@ from hf_entmax_asr.analysis.phonemes import (
     SILENCE,
     Interval,
     labels_at_positions,
+    labels_of,
     phoneme,
     phoneme_classes,
     place_of,
@@ -105,8 +107,8 @@ def analyze(
 
     Args:
         rows: data set with the columns id, audio, text, speaker and duration, as `load_folder` gives them.
-        labels: phonemes in time: intervals by utterance id (`read_label_folder`), or an aligner. None: no PAR, no
-            probe.
+        labels: phonemes in time: intervals by utterance id (`read_label_folder`; see `labels_of`), or an aligner.
+            None: no PAR, no probe.
         frames_per_batch: padded 10 ms frames in a batch.
         max_seconds: longer utterances are left out, since maps grow with the square of the length.
         diagonal_from, phonetic_from: of the rule in `head_roles`.
@@ -186,7 +188,7 @@ class _Inspection:
             return everything, None
         usable = everything["none"]
         if isinstance(self.labels, Mapping):
-            usable = [i for i in usable if utterances.ids[i] in self.labels]
+            usable = [i for i in usable if labels_of(self.labels, utterances.ids[i]) is not None]
         speakers = list(utterances.rows["speaker"]) if "speaker" in utterances.rows.column_names else None
         try:
             train, test, self.disjoint_by = split_disjoint(
@@ -254,7 +256,9 @@ class _Inspection:
         for row, index in enumerate(indices):
             intervals, reason = self._intervals(utterances, index)
             if reason is not None:
-                self.skipped.setdefault(f"phonemes: {reason}", []).append(utterances.ids[index])
+                reason, _, detail = reason.partition(": ")
+                name = utterances.ids[index] + (f" ({detail})" if detail else "")
+                self.skipped.setdefault(f"no phonemes: {reason}", []).append(name)
             else:
                 result[row] = labels_at_positions(intervals, positions, self.seconds_per_position, self.classes)
         return result
@@ -265,11 +269,11 @@ class _Inspection:
         if self.labels is None:
             return (), "none were asked for"
         if isinstance(self.labels, Mapping):
-            intervals = self.labels.get(row["id"])
+            intervals = labels_of(self.labels, row["id"])
             if intervals is None:
-                return (), "no labels for this id"
+                return (), "not labelled"
             if intervals and intervals[-1].end > row["duration"] + LABEL_SLACK_SECONDS:
-                return (), f"labels end more than {LABEL_SLACK_SECONDS} s after the audio"
+                return (), "labelled beyond the end of the audio"
             return intervals, None
         try:
             return self.labels.align(read_audio(row["audio"], sampling_rate=ALIGNER_RATE), row["text"]), None
