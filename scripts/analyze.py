@@ -10,7 +10,6 @@ OUT/index.html, one file with everything in it that opens from disk.
 
 import argparse
 import importlib.util
-import json
 import logging
 import sys
 from pathlib import Path
@@ -25,10 +24,9 @@ from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
 from hf_entmax_asr.analysis.report import write_report
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.training import CheckpointError, DataError, read_history
-from hf_entmax_asr.training.checkpointing import write_text_atomically
 from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.examples import example_of
-from hf_entmax_asr.training.inspection import Labels, analyze
+from hf_entmax_asr.training.inspection import Labels, analyze, save_analysis
 
 
 def parse() -> argparse.Namespace:
@@ -141,8 +139,7 @@ def main() -> int:
         print(f"analyze.py: {error}", file=sys.stderr)
         return 1
     document |= {"checkpoint": arguments.checkpoint, "data": f"{arguments.data}, {arguments.split}"}
-    target = arguments.out / "analysis.json"
-    write_text_atomically(target, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    target = save_analysis(document, arguments.out / "analysis.json")
     print(summary(document))
     if not arguments.json_only:
         usable = [i for i, seconds in enumerate(rows["duration"]) if seconds <= arguments.max_seconds]

@@ -20,6 +20,7 @@ from hf_entmax_asr.analysis.pictures import (
     plot_decoder_heads,
     plot_diagonality_curves,
     plot_encoder_heads,
+    plot_gates,
     plot_probe,
     plot_score_histograms,
     plot_waiting,
@@ -139,6 +140,19 @@ def test_probe_and_waiting_name_their_units():
     found = texts(plot_waiting(document()))
     assert "seconds, mean over tokens" in found
     assert "row waits for column" in found
+
+
+def test_gates_run_down_to_zero():
+    steps = range(0, 500, 100)
+    history = [
+        {"step": step, "gate": {"decoder.layers.0.encoder_attn": [1.2 - step / 1000, max(0.0, 1 - step / 300)]}}
+        for step in steps
+    ]
+    axes = plot_gates(history).axes[0]
+    low, high = axes.get_ylim()
+    assert low < 0 < 1.2 < high
+    assert axes.get_ylabel() == "gate   (0: the head is gone)"
+    assert [line.get_ydata().tolist()[-1] for line in axes.lines[:2]] == pytest.approx([0.8, 0.0])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 12])

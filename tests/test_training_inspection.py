@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_entmax_asr.analysis import Interval, diagonality
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.training import DataError, SpeechSeq2SeqCollator, train
+from hf_entmax_asr.training.analysis_callback import AnalysisCallback
 from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.examples import example_of
-from hf_entmax_asr.training.inspection import VERSION, analyze, plain
+from hf_entmax_asr.training.inspection import VERSION, _Inspection, analyze, plain
+from hf_entmax_asr.training.utterances import prepare_split
 from tones import tiny_recipe, write_splits
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "analyze.py"
@@ -226,6 +229,84 @@ def test_an_example_is_what_generate_gives(recogniser, rows):
     assert example.maps[1].shape == (2, len(example.maps[0][0]), len(example.maps[0][0]))
     assert example.features.shape == batch["input_features"].shape[1:]
     assert (example.reference, example.head, example.sampling_rate) == (rows["text"][0], (0, 1), 16000)
+
+
+def test_memory_does_not_grow_with_the_data(recogniser, rows):
+    """What is kept between batches: a few numbers per head, as many after nine utterances as after one."""
+    model, processor = recogniser
+    utterances = prepare_split(rows, processor)
+    inspection = _Inspection(model, processor, tone_labels(rows))
+    inspection.plan_probe(utterances)
+    sizes = []
+    for index in range(9):
+        inspection.update(utterances, [index], "train")
+        sizes.append(numbers([getattr(inspection, name) for name in METERS]))
+    assert len(set(sizes)) == 1
+    assert sizes[0] > 1000
+
+
+METERS = ("means", "sparsity", "agreement", "histograms", "monotonic", "phonemes", "probe", "skipped")
+
+
+def numbers(value) -> int:
+    """How many numbers hang on an object."""
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    if isinstance(value, dict):
+        return sum(map(numbers, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(numbers, value))
+    return sum(map(numbers, vars(value).values())) if hasattr(value, "__dict__") else 1
+
+
+# while training
+
+
+def test_callback_of_the_trainer(recogniser, rows, tones, tmp_path):
+    model, processor = recogniser
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    callback = AnalysisCallback(processor, rows, tmp_path / "analysis", every_steps=2, max_utterances=3)
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+
+    def weights(callbacks):
+        model.load_state_dict(before, strict=False)
+        trainer = Seq2SeqTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=SpeechSeq2SeqCollator(processor),
+            callbacks=callbacks,
+        )
+        trainer.train()
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    watched = weights([callback])
+    files = sorted((tmp_path / "analysis").iterdir())
+    assert [file.name for file in files] == ["step-00000002.json", "step-00000004.json"]
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    assert [(d["step"], d["utterances"]) for d in documents] == [(2, 3), (4, 3)]
+    alphas = [d["modules"]["encoder.layers.0.self_attn"]["alpha"] for d in documents]
+    assert alphas[0] != alphas[1]
+    alone = weights([])
+    assert all(torch.equal(watched[name], alone[name]) for name in alone)  # watching changes nothing
+
+
+def test_callback_refuses_what_would_never_write(recogniser, rows):
+    _, processor = recogniser
+    with pytest.raises(ValueError, match="every_steps = 0"):
+        AnalysisCallback(processor, rows, "x", every_steps=0)
+    with pytest.raises(ValueError, match="no utterances"):
+        AnalysisCallback(processor, rows.select([]), "x")
 
 
 # scripts/analyze.py

@@ -18,8 +18,7 @@ class AlignmentError(ValueError):
 class PocketsphinxAligner:
     """Aligns English text with audio by the model and dictionary that come with PocketSphinx 5.
 
-    A tenth of a second of one processor for each clip of some seconds. The labels are as good as a small Gaussian model
-    makes them: boundaries are right to within about 20 to 40 ms in clean speech, worse in noise.
+    The labels are as good as its small Gaussian model makes them; for finer ones read those of another aligner.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.analysis.plots import BLUE, GREY, _figure, plot_scores
+from hf_entmax_asr.analysis.plots import BLUE, GREY, _figure, plot_alphas, plot_scores
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram
 
 if TYPE_CHECKING:
@@ -184,6 +184,24 @@ def plot_score_histograms(document: Document) -> "Figure":
         histogram.zeros, histogram.below, histogram.total = stored["zeros"], stored["below"], stored["total"]
         histograms[f"{kind}, {document['model'][f'{kind}_transform']}"] = histogram
     return plot_scores(histograms, title="Self-attention weights: how many are exactly zero")
+
+
+def plot_gates(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """The gate of each monotonic head over the optimiser steps; one at 0 has left the model.
+
+    Args:
+        history: rows of a run's history.jsonl; see `plot_alphas`.
+    """
+    from matplotlib.ticker import AutoLocator, ScalarFormatter
+
+    figure = plot_alphas(history, key="gate", title="Gate of every monotonic head over training")
+    panels = figure.axes
+    values = [value for row in history for gates in row.get("gate", {}).values() for value in gates]
+    panels[0].set_ylim(min(0.0, *values) - 0.04, max(1.0, *values) + 0.04)
+    panels[0].yaxis.set_major_locator(AutoLocator())
+    panels[0].yaxis.set_major_formatter(ScalarFormatter())
+    panels[0].set_ylabel("gate   (0: the head is gone)")
+    return figure
 
 
 def modules_of(document: Document, kind: str) -> list[dict[str, Any]]:

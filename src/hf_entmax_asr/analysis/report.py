@@ -23,6 +23,7 @@ from hf_entmax_asr.analysis.pictures import (
     plot_decoder_heads,
     plot_diagonality_curves,
     plot_encoder_heads,
+    plot_gates,
     plot_probe,
     plot_score_histograms,
     plot_waiting,
@@ -176,6 +177,8 @@ def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[_Pictu
     pictures = []
     if any(row.get("alpha") for row in history):
         pictures.append(_draw(folder, "alphas", plot_alphas(history), "α of every head over the steps of training."))
+    if any(row.get("gate") for row in history):
+        pictures.append(_draw(folder, "gates", plot_gates(history), "The gate of every monotonic head; 0 removes it."))
     return pictures
 
 

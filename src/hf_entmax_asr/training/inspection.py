@@ -4,6 +4,7 @@ The document (version 1). Lists over heads are in the order of the heads; null i
 utterances where nothing else is said.
 
     version, checkpoint, data, model            what was analysed; `model` holds the fields of its configuration
+    step                                        of training, where it was analysed during training
     utterances, audio_seconds, skipped          how many, how long, and {reason: [ids]} of those left out, with what was
                                                 missing in brackets
     seconds_per_position                        duration of one encoder position
@@ -31,8 +32,10 @@ utterances where nothing else is said.
                                                 train_frames, test_frames, classes
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +66,7 @@ from hf_entmax_asr.analysis.probe import PhonemeProbe, split_disjoint
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.corpora.folder import read_audio
 from hf_entmax_asr.training.batching import BatchOptions, cut_batches
+from hf_entmax_asr.training.checkpointing import write_text_atomically
 from hf_entmax_asr.training.collating import IGNORED_LABEL, SpeechSeq2SeqCollator
 from hf_entmax_asr.training.evaluation import decoding_as, is_monotonic
 from hf_entmax_asr.training.utterances import DataError, Utterances, prepare_split
@@ -367,6 +371,12 @@ class _Inspection:
         if self.probe is None:
             return None
         return {"disjoint_by": self.disjoint_by, **asdict(self.probe.result())}
+
+
+def save_analysis(document: Mapping[str, Any], path: Path) -> Path:
+    """Writes a document as JSON, under a temporary name that is then renamed."""
+    write_text_atomically(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
 
 
 def plain(value: Any) -> Any:
