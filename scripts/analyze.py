@@ -51,7 +51,10 @@ def parse() -> argparse.Namespace:
 
 
 def load_rows(data: str, split: str, most: int | None) -> Any:
-    splits = load_folder(data)
+    try:
+        splits = load_folder(data)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if split not in splits:
         raise DataError(f"{data} has no split {split!r}; --split takes one of {', '.join(splits)}")
     rows = splits[split]
@@ -110,7 +113,8 @@ def most_waited_for(document: dict[str, Any]) -> tuple[int, int] | None:
 
 def history_of(checkpoint: str) -> list[dict[str, Any]]:
     """The history of the run that the checkpoint lies in, if it lies in one (RUN/checkpoints/step-…)."""
-    return read_history(Path(checkpoint).resolve().parent.parent / "history.jsonl")
+    folder = Path(checkpoint).resolve().parent
+    return read_history(folder.parent / "history.jsonl") if folder.name == "checkpoints" else []
 
 
 def main() -> int:

@@ -351,6 +351,21 @@ def test_script(call, checkpoint, tones, rows, tmp_path):
         assert float(row.split()[1]) == pytest.approx(sum(cad) / len(cad), abs=6e-4)
 
 
+def test_script_refuses_words_for_phonemes(call, checkpoint, tones, rows, tmp_path):
+    lines = [f"{rows['id'][0]} 1 {i / 100:.2f} 0.01 word{i}\n" for i in range(201)]
+    (tmp_path / "words.ctm").write_text("".join(lines))
+    status, _, err = call(checkpoint, tones, "--out", tmp_path / "report", "--labels", tmp_path)
+    assert status == 1
+    assert "the labels have 201 classes" in err
+
+
+def test_script_names_what_is_wrong_with_the_corpus(call, checkpoint, tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,text\nnone.wav,a\n")
+    status, _, err = call(checkpoint, tmp_path, "--out", tmp_path / "report", "--split", "train")
+    assert status == 1
+    assert "listed but missing" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

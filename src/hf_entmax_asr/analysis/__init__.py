@@ -9,6 +9,8 @@ probe              how well phonemes can be told apart in each layer
 monotonic_heads    who runs ahead and who keeps the others waiting
 word_ends          monotonic heads against the true ends of words; word times
 plots              pictures of attention and heads (needs the extra `plots`)
+report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in words;
+                   drawn by pictures, phoneme_pictures and head_agreement
 """
 
 from hf_entmax_asr.analysis.locality import (
@@ -53,6 +55,7 @@ from hf_entmax_asr.analysis.plots import (
     save_png,
 )
 from hf_entmax_asr.analysis.probe import PhonemeProbe, ProbeResult, split_disjoint
+from hf_entmax_asr.analysis.report import Example, write_report
 from hf_entmax_asr.analysis.sparsity import (
     ScoreHistogram,
     SparsityCounts,
@@ -75,6 +78,7 @@ from hf_entmax_asr.analysis.word_ends import (
 __all__ = [
     "AgreementMeter",
     "AlignmentError",
+    "Example",
     "HeadScore",
     "Interval",
     "LabelError",
@@ -125,4 +129,5 @@ __all__ = [
     "verticality",
     "word_end_errors",
     "word_times",
+    "write_report",
 ]

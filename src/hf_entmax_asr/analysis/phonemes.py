@@ -74,13 +74,13 @@ def phoneme_classes(names: Iterable[str] | None = None) -> tuple[str, ...]:
         names: the classes there are, as `phoneme` gives them; None: all of ARPAbet.
 
     Raises:
-        ValueError: more than 200 classes, such as when words were read for phonemes.
+        LabelError: more than 200 classes, such as when words were read for phonemes.
     """
     given = set(_PLACES if names is None else names)
     known = [name for name in _PLACES if name in given and name != SILENCE]
     classes = (*known, *sorted(given - set(_PLACES)), *({SILENCE} & given))
     if len(classes) > MOST_CLASSES:
-        raise ValueError(
+        raise LabelError(
             f"the labels have {len(classes)} classes, such as {', '.join(classes[-6:-1])}; at most {MOST_CLASSES} are "
             "phonemes. Name the tier of the phonemes."
         )
