@@ -9,8 +9,8 @@ probe              how well phonemes can be told apart in each layer
 monotonic_heads    who runs ahead and who keeps the others waiting
 word_ends          monotonic heads against the true ends of words; word times
 plots              pictures of attention and heads (needs the extra `plots`)
-report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in words;
-                   drawn by pictures, phoneme_pictures and head_agreement
+report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in
+                   words; drawn by pictures, phoneme_pictures and head_agreement
 """
 
 from hf_entmax_asr.analysis.locality import (
