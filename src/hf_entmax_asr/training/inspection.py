@@ -21,8 +21,8 @@ utterances where nothing else is said.
         role                                    encoder: "linguistic", "phonetic", "neither" or null (see head_roles)
         same_phoneme_lift, same_place_lift      encoder, with phoneme labels
     role_rule                                   {diagonal_from, phonetic_from}
-    agreement                                   of all encoder heads: heads [[module, head]], js_bits (a square); from at
-                                                most 64 evenly spaced queries of each utterance
+    agreement                                   of all encoder heads: heads [[module, head]], js_bits (a square); from
+                                                at most 64 evenly spaced queries of each utterance
     histogram                                   {"encoder", "decoder"}: edges, counts, zeros, below, total of weights
     monotonic                                   null, or heads [[layer, head]] and the rest of MonotonicSummary, with
                                                 lag_seconds and waiting_seconds (a square: row waits for column)
