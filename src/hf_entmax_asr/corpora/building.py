@@ -95,6 +95,21 @@ def utterance(
     return {"id": name, "audio": audio, "text": text, "speaker": speaker, "duration": duration, **found}
 
 
+def row_features(with_findings: bool = False) -> "Features":
+    """The columns as they are written: those of `load_folder`, and what is the matter where a row is no utterance."""
+    # Audio() cannot encode without torchcodec even with decode=False; a plain struct can, and casts to it.
+    from datasets import Features, Value
+
+    columns: dict[str, Any] = {
+        "id": Value("string"),
+        "audio": {"path": Value("string"), "bytes": Value("binary")},
+        "text": Value("string"),
+        "speaker": Value("string"),
+        "duration": Value("float64"),
+    }
+    return Features(columns | ({"finding": Value("string"), "where": Value("string")} if with_findings else {}))
+
+
 def finding(what: str, where: str) -> dict[str, Any]:
     """The row of something that is not an utterance; `what` is one of the kinds of report.py."""
     empty = {"id": None, "audio": None, "text": None, "speaker": None, "duration": None}
@@ -183,20 +198,6 @@ def build(
     return LoadedCorpus(IterableDatasetDict(splits) if streaming else DatasetDict(splits), report)
 
 
-def _features(with_findings: bool) -> "Features":
-    # Audio() cannot encode without torchcodec even with decode=False; a plain struct can, and casts to it.
-    from datasets import Features, Value
-
-    columns: dict[str, Any] = {
-        "id": Value("string"),
-        "audio": {"path": Value("string"), "bytes": Value("binary")},
-        "text": Value("string"),
-        "speaker": Value("string"),
-        "duration": Value("float64"),
-    }
-    return Features(columns | ({"finding": Value("string"), "where": Value("string")} if with_findings else {}))
-
-
 def _map_style(
     listing: Listing,
     name: str,
@@ -214,7 +215,7 @@ def _map_style(
             digest.update(part.encode("utf-8", "surrogateescape") + b"\n")
     everything = Dataset.from_generator(
         _read,
-        features=_features(with_findings=True),
+        features=row_features(with_findings=True),
         cache_dir=None if cache_dir is None else os.fspath(cache_dir),
         gen_kwargs={"shards": shards},
         num_proc=num_proc and min(num_proc, len(shards)),
@@ -236,14 +237,15 @@ def _map_style(
 
 
 def _stream(name: str, shards: list[Shard], bad_utterances: BadUtterances) -> "IterableDataset":
-    from datasets import Audio, IterableDataset, NamedSplit
+    from datasets import IterableDataset, NamedSplit
 
+    # Its audio column stays a plain struct: a stream encodes every row, which an Audio column needs torchcodec for.
     return IterableDataset.from_generator(
         _read_whole,
-        features=_features(with_findings=False),
+        features=row_features(),
         gen_kwargs={"shards": shards, "bad_utterances": bad_utterances},
         split=NamedSplit(name.replace("-", ".")),
-    ).cast_column("audio", Audio(16_000, decode=False))
+    )
 
 
 def _read(shards: list[Shard]) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from hf_entmax_asr.corpora.building import (
     choose_splits,
     finding,
     folder_signature,
+    row_features,
     utf8_lines,
     utterance,
 )
@@ -91,16 +92,17 @@ def from_hub(dataset: Any) -> Any:
     "clean")` gives it; the columns become those of `load_folder`. Durations are read from the headers of the audio,
     which is neither decoded nor copied. Raises ValueError when a column is missing.
     """
-    from datasets import Audio, Dataset, Value, concatenate_datasets
+    from datasets import Audio, Dataset, concatenate_datasets
 
     if isinstance(dataset, dict):
         return type(dataset)({name: from_hub(split) for name, split in dataset.items()})
     if missing := [name for name in HUB_COLUMNS if name not in (dataset.column_names or ())]:
         raise ValueError(f"no column {', '.join(missing)}; this is not the Hub's LibriSpeech: {dataset.column_names}")
-    dataset = dataset.cast_column("audio", Audio(16_000, decode=False))
     if not isinstance(dataset, Dataset):
-        mapped = dataset.select_columns(list(HUB_COLUMNS)).map(_hub_row, remove_columns=["speaker_id"])
-        return mapped.cast_column("speaker", Value("string")).cast_column("duration", Value("float64"))
+        others = [name for name in dataset.column_names if name not in HUB_COLUMNS]
+        stream = dataset.remove_columns(others).cast_column("audio", row_features()["audio"])
+        return stream.map(_hub_row, remove_columns=["speaker_id"], features=row_features())
+    dataset = dataset.cast_column("audio", Audio(16_000, decode=False))
     # Only the two new columns are written: mapping all would write every recording to the disk once more.
     new = dataset.select_columns(["audio", "speaker_id"]).map(_hub_row, remove_columns=["audio", "speaker_id"])
     return concatenate_datasets([dataset.select_columns(["id", "audio", "text"]), new], axis=1)

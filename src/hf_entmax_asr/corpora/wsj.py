@@ -112,6 +112,9 @@ def list_wsj(root: str | os.PathLike, splits: Sequence[str] | str | None = None)
                 if entry.name in entries:
                     listing.findings.setdefault(LISTED_TWICE, []).append(f"{split} {entry.where}")
                 entries.setdefault(entry.name, entry)
+        if not entries:
+            listing.missing[split] = f"no entries in {' and '.join(map(str, indices.values()))}"
+            continue
         ordered = [entries[name] for name in sorted(entries)]
         listing.expected[split] = EXPECTED[split]
         listing.shards[split] = [
