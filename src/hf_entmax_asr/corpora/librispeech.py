@@ -99,9 +99,9 @@ def from_hub(dataset: Any) -> Any:
     if missing := [name for name in HUB_COLUMNS if name not in (dataset.column_names or ())]:
         raise ValueError(f"no column {', '.join(missing)}; this is not the Hub's LibriSpeech: {dataset.column_names}")
     if not isinstance(dataset, Dataset):
-        others = [name for name in dataset.column_names if name not in HUB_COLUMNS]
-        stream = dataset.remove_columns(others).cast_column("audio", row_features()["audio"])
-        return stream.map(_hub_row, remove_columns=["speaker_id"], features=row_features())
+        rest = [name for name in dataset.column_names if name not in ("id", "audio", "text")]
+        stream = dataset.cast_column("audio", row_features()["audio"])
+        return stream.map(_hub_row, remove_columns=rest, features=row_features())
     dataset = dataset.cast_column("audio", Audio(16_000, decode=False))
     # Only the two new columns are written: mapping all would write every recording to the disk once more.
     new = dataset.select_columns(["audio", "speaker_id"]).map(_hub_row, remove_columns=["audio", "speaker_id"])

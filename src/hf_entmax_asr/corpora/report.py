@@ -93,9 +93,9 @@ def _counts(split: SplitReport) -> str:
     if split.mismatch:
         parts.append(f"NOT the {split.expected:,} of the published split")
     if split.hours is not None:
-        parts.append(f"{split.hours:.2f} hours")
+        parts.append(f"{split.hours:,.2f} hours" if split.hours >= 1 else f"{split.hours * 60:.2f} minutes")
     if split.speakers:
-        parts.append(f"{split.speakers} speakers")
+        parts.append("1 speaker" if split.speakers == 1 else f"{split.speakers:,} speakers")
     return ", ".join(parts)
 
 
