@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from hf_entmax_asr.corpora import read_audio
 from shorten import sphere
 
 RATE = 16_000
@@ -159,6 +160,23 @@ def _append(path: Path, text: str) -> None:
         text = f";; File: {path.name}, updated 04/26/94\n;;\n{text}"
     with open(path, "a", encoding="ascii") as file:
         file.write(text)
+
+
+def held(splits):
+    """What loaded splits hold, as the writers return it, but with lists of samples."""
+    return {name: {row["id"]: (row["text"], stored_samples(row)) for row in rows} for name, rows in splits.items()}
+
+
+def stored_samples(row):
+    return (read_audio(row["audio"]).astype(np.float64) * 32768).tolist()
+
+
+def as_lists(written):
+    """What was written, comparable with `held`."""
+    return {
+        split: {name: (text, samples.tolist()) for name, (text, samples) in utterances.items()}
+        for split, utterances in written.items()
+    }
 
 
 def cut(path: Path, keep: float = 0.6) -> None:

@@ -226,8 +226,8 @@ def _audio_files(folder: Path) -> Iterator[Path]:
 def audio_duration(item: Path | bytes) -> float:
     """Length in seconds of an audio file, given by path or as its bytes; read from its header where that is enough.
 
-    A shorten-compressed file is decoded, for nothing short of that tells whether it is whole; so is the last frame of a
-    FLAC file. Raises ValueError when there is no audio, it cannot be read, or the file is cut short.
+    A shorten-compressed file is decoded, for nothing short of that tells whether it is whole; so is the end of a FLAC
+    file. Raises ValueError when there is no audio, it cannot be read, or the file is cut short.
     """
     try:
         with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:

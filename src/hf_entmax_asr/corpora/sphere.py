@@ -73,25 +73,33 @@ def require_av() -> None:
 def decode_shortened(content: bytes) -> tuple[np.ndarray, int]:
     """Decode a SPHERE file with embedded shorten: float32 (samples, channels) in [-1, 1] as stored, and its rate (Hz).
 
-    Raises ValueError when it cannot be decoded or holds fewer samples than announced; ImportError without PyAV.
+    Raises ValueError when it cannot be decoded or is not whole; ImportError without PyAV.
     """
+    header = read_header(content)
+    samples = _decode(content + _PROBE)
+    if len(samples) < header.sample_count:
+        raise ValueError(f"cut short: its header announces {header.sample_count} samples, {len(samples)} can be read")
+    if len(samples) > header.sample_count and not np.array_equal(samples, _decode(content)):
+        raise ValueError(f"cut short: the last of its {header.sample_count} samples are missing")
+    return samples[: header.sample_count].astype(np.float32) / np.float32(INT16_SCALE), header.sampling_rate
+
+
+# A shorten stream ends with a mark and FFmpeg reads nothing behind it. Where the end is cut off, FFmpeg makes up the
+# rest of the last block from whatever follows, without a word; these bits read as further blocks, which can be counted.
+_PROBE = b"\xff" * 1024
+
+
+def _decode(content: bytes) -> np.ndarray:
+    """All samples that FFmpeg finds: int16 (samples, channels)."""
     require_av()
     import av
 
-    header = read_header(content)
-    blocks: list[np.ndarray] = []
     try:
         with av.open(io.BytesIO(content), mode="r") as container:
-            stream = container.streams.audio[0]
-            blocks = [frame.to_ndarray() for frame in container.decode(stream)]  # (channels, samples) int16 each
+            blocks = [frame.to_ndarray() for frame in container.decode(audio=0)]  # (channels, samples) each
     except (av.FFmpegError, IndexError) as error:
-        if not blocks and header.sample_count:
-            raise ValueError(f"cannot be decoded by FFmpeg ({error})") from error
-    samples = np.concatenate(blocks, axis=1).T if blocks else np.empty((0, header.channels), np.int16)
+        raise ValueError(f"cannot be decoded by FFmpeg ({error}); is it cut short?") from error
+    samples = np.concatenate(blocks, axis=1).T if blocks else np.empty((0, 1), np.int16)
     if samples.dtype != np.int16:
-        raise ValueError(f"holds {samples.dtype} samples; shorten files of WSJ hold 16-bit integers")
-    if len(samples) < header.sample_count:
-        raise ValueError(
-            f"cut short: its header announces {header.sample_count} samples, {len(samples)} can be decoded"
-        )
-    return samples[: header.sample_count].astype(np.float32) / np.float32(INT16_SCALE), header.sampling_rate
+        raise ValueError(f"holds {samples.dtype} samples; the shorten files of WSJ hold 16-bit integers")
+    return samples
