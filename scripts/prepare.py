@@ -6,9 +6,10 @@
     python scripts/prepare.py librispeech /data/LibriSpeech --vocab-size 5000 --cmvn-utterances 10000
     python scripts/prepare.py folder my_corpus --output prepared/mine
 
-The rows (ids, paths, texts, durations) are cached by the datasets library, so the audio files are checked once and
-training starts at once. OUTPUT (default prepared/CORPUS) is a processor folder; train.py uses it by
-`--set data.corpus=CORPUS data.prepared=OUTPUT`. It is written as a whole or not at all, and kept when nothing changed.
+The rows (ids, paths, texts, durations) are cached by the datasets library (HF_DATASETS_CACHE says where), so the audio
+files are checked once and training starts at once. OUTPUT (default prepared/CORPUS) is a processor folder, which
+train.py uses by `--set data.corpus=CORPUS data.prepared=OUTPUT`. It is written as a whole or not at all, and kept when
+nothing has changed.
 """
 
 import argparse
@@ -58,7 +59,6 @@ def parse() -> argparse.Namespace:
         default="refuse",
         help="what to do with damage (default: refuse)",
     )
-    parser.add_argument("--cache-dir", type=Path, help="for the rows (default: the cache of the datasets library)")
     parser.add_argument("--num-proc", type=int, help="processes that check audio files (default: this one)")
     arguments = parser.parse_args()
     for name, lowest in (("cmvn_utterances", 1), ("num_proc", 1)):
@@ -154,7 +154,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     check_replaceable(arguments.output)
     options = {}
     if arguments.corpus != "folder":
-        options = {key: getattr(arguments, key) for key in ("bad_utterances", "cache_dir", "num_proc")}
+        options = {key: getattr(arguments, key) for key in ("bad_utterances", "num_proc")}
     splits, report = read_corpus(arguments.corpus, arguments.root, splits=arguments.splits, **options)
     print(report, flush=True)
     train = training_splits(arguments, list(splits))

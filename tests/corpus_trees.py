@@ -25,8 +25,8 @@ def voice(seed: int, seconds: float = 0.15) -> np.ndarray:
     return np.concatenate([np.zeros(300), tone + random.normal(0, 100, len(time))]).round().astype(np.int16)
 
 
-AISHELL_TEXTS = ("而 对 楼市 成交 抑制 作用 最 大 的 限 购", "也 成为 地方 政府 的 眼中 钉", "ｂｂ 机 和 ａ 股  ｋｔｖ")
-AISHELL_READ = ("而对楼市成交抑制作用最大的限购", "也成为地方政府的眼中钉", "BB机和A股KTV")
+AISHELL_TEXTS = ("而 对 楼市 成交 抑制 作用 最 大 的 限 购", "也 成为 地方 政府 的 眼中 钉", "ｂｂ 机 和 ａ 股  ｋｔ")
+AISHELL_READ = ("而对楼市成交抑制作用最大的限购", "也成为地方政府的眼中钉", "BB机和A股KT")
 AISHELL_SPEAKERS = {"train": ("S0002", "S0003"), "dev": ("S0724",), "test": ("S0764",)}
 
 

