@@ -11,6 +11,7 @@ from datasets import Audio, DatasetDict, IterableDatasetDict
 from corpus_trees import AISHELL_READ, as_lists, cut, held, write_aishell1
 from hf_entmax_asr.corpora import CorpusError, load_aishell1, load_librispeech, load_wsj, read_corpus
 from hf_entmax_asr.corpora.aishell1 import normalise_aishell1
+from tones import write_splits
 
 WAV = "data_aishell/wav"
 TRANSCRIPT = "data_aishell/transcript/aishell_transcript_v0.8.txt"
@@ -255,3 +256,14 @@ def test_paths_with_odd_bytes(tmp_path, cache):
     os.mkdir(root)
     write_aishell1(tmp_path / os.path.basename(root))
     assert len(load_aishell1(root, cache_dir=cache)["dev"]) == 3
+
+
+def test_a_folder_is_a_corpus_too(tmp_path):
+    write_splits(tmp_path, train=3, test=2)
+    corpus = read_corpus("folder", tmp_path, splits="test")
+    assert list(corpus.splits) == ["test"]
+    assert str(corpus.report).startswith(f"folder in {tmp_path}\n  test: 2 utterances, 0.0")
+    with pytest.raises(ValueError, match="has no split 'dev'; it has test, train"):
+        read_corpus("folder", tmp_path, splits=["dev"])
+    with pytest.raises(ValueError, match="a folder corpus takes no num_proc"):
+        read_corpus("folder", tmp_path, num_proc=2)

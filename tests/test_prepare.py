@@ -97,7 +97,10 @@ def test_what_cannot_be_prepared_is_said_and_nothing_is_written(tmp_path, prepar
     for arguments, message in (
         (("librispeech", tmp_path, "--output", "mine"), "mine holds something else than prepare.py's output"),
         (("librispeech", tmp_path, "--train-splits", "train"), "--train-splits are train; the splits there are"),
-        (("librispeech", tmp_path, "--splits", "dev-clean-2"), "no split train-*; choose from dev-clean-2"),
+        (
+            ("librispeech", tmp_path, "--splits", "dev-clean-2"),
+            "no split to train on (train-*); name some of",
+        ),
         (("librispeech", tmp_path, "--vocab-size", 9), "vocab_size is 9"),
         (("aishell1", tmp_path), "holds no AISHELL-1"),
     ):

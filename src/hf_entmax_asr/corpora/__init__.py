@@ -49,10 +49,14 @@ def read_corpus(
         return build(listings[corpus](root, splits), **options)
     if corpus != "folder":
         raise ValueError(f"there is no corpus {corpus!r}; the corpora are {', '.join(CORPORA)}")
+    if options:
+        raise ValueError(f"a folder corpus takes no {', '.join(options)}")
     rows = load_folder(Path(root))
     asked = [splits] if isinstance(splits, str) else splits
     if unknown := [name for name in asked or () if name not in rows]:
         raise ValueError(f"{root} has no split {', '.join(map(repr, unknown))}; it has {', '.join(rows)}")
+    for name in rows.keys() - set(asked or rows):
+        del rows[name]
     report = CorpusReport("folder", str(root))
     for name, split in rows.items():
         hours = sum(split["duration"]) / 3600

@@ -126,7 +126,7 @@ class _Speaker:
         seen = set()
         try:
             for path, content in _recordings(self.source):
-                name = path.rsplit("/", 1)[-1].removesuffix(".wav")
+                name = Path(path).stem
                 if name not in self.texts:
                     yield finding(NO_TRANSCRIPT, path)
                     continue

@@ -138,7 +138,7 @@ class _Chapter:
         yield from folder_signature(self.folder)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        speaker, chapter = self.folder.rsplit("/", 2)[-2:]
+        speaker, chapter = Path(self.folder).parts[-2:]
         findings: Findings = {}
         texts = _read_transcript(Path(self.folder) / f"{speaker}-{chapter}.trans.txt", findings)
         recorded = sorted(name[: -len(".flac")] for name in os.listdir(self.folder) if name.endswith(".flac"))
