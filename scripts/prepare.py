@@ -181,7 +181,7 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)  # the report is printed as it is
     try:
         prepare(arguments)
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 1
     return 0

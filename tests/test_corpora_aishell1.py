@@ -1,5 +1,6 @@
 """AISHELL-1 as shipped: extracted or in speaker archives, whole or damaged, cached or streamed."""
 
+import errno
 import logging
 import os
 
@@ -267,3 +268,16 @@ def test_a_folder_is_a_corpus_too(tmp_path):
         read_corpus("folder", tmp_path, splits=["dev"])
     with pytest.raises(ValueError, match="a folder corpus takes no num_proc"):
         read_corpus("folder", tmp_path, num_proc=2)
+
+
+def test_a_file_that_cannot_be_read_for_now_is_not_taken_for_damage(tmp_path, cache, monkeypatch):
+    write_aishell1(tmp_path)
+
+    def unreachable(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_entmax_asr.corpora.building.audio_duration", unreachable)
+        with pytest.raises(OSError, match="Stale file handle"):
+            load_aishell1(tmp_path, bad_utterances="drop", cache_dir=cache)
+    assert len(load_aishell1(tmp_path, cache_dir=cache)["train"]) == 6

@@ -44,7 +44,7 @@ EXPECTED = {"train": 120_098, "dev": 14_326, "test": 7_176}
 TRANSCRIPT = "aishell_transcript_v0.8.txt"
 _ID = re.compile(r"BAC009(S\d{4})W\d{4}")
 _ARCHIVE = ".tar.gz"
-_ARCHIVE_ERRORS = (tarfile.TarError, zlib.error, OSError, EOFError)
+_ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 _FULL_WIDTH_LATIN = {
     full: full - 0xFEE0 for first, last in (("Ａ", "Ｚ"), ("ａ", "ｚ")) for full in range(ord(first), ord(last) + 1)
 }
@@ -67,7 +67,8 @@ def load_aishell1(
 
     Args:
         root: `data_aishell`, the folder that holds it, or its `wav` folder.
-        streaming: return `IterableDatasetDict`, which reads the files as one goes through it and caches nothing.
+        streaming: return `IterableDatasetDict`, which reads the files as one goes through it and caches nothing. Its
+            audio column is a plain struct of path and bytes, for `read_audio` as well.
         splits: the splits to read; None takes those that are there.
         bad_utterances: "refuse" a corpus with damage, or "drop" the damaged utterances (rule: corpora/report.py).
         cache_dir: for the Arrow files; None is the cache of the datasets library.

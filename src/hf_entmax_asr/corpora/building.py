@@ -82,13 +82,14 @@ def utterance(
     """The row of an utterance, or of what is wrong with its text or audio.
 
     `content` is the file itself where `path` leads into an archive; it is then kept in the row. Otherwise the row has
-    the path alone, and the audio is read when it is needed.
+    the path alone, and the audio is read when it is needed. A file that the system cannot read (OSError) says nothing
+    about the corpus: the error ends the reading, and nothing is kept of it.
     """
     if not text:
         return finding(EMPTY_TEXT, f"{name} ({path})")
     try:
         duration = audio_duration(Path(path) if content is None else content)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return finding(BAD_AUDIO, f"{path} ({error})")
     audio = {"path": os.fspath(path), "bytes": content}
     found = {"finding": None, "where": None}
@@ -170,6 +171,7 @@ def build(
     Raises:
         FileNotFoundError: there is no split at all, or not one that was named.
         CorpusError: damage.
+        OSError: a file cannot be read for a reason that is not its own.
     """
     if bad_utterances not in ("refuse", "drop"):
         raise ValueError(f"bad_utterances is {bad_utterances!r}; it must be 'refuse' or 'drop'")
@@ -208,21 +210,27 @@ def _map_style(
 ) -> "Dataset":
     import numpy as np
     from datasets import Audio, Dataset, NamedSplit
+    from datasets.exceptions import DatasetGenerationError
 
     digest = hashlib.sha256(f"{CACHE_VERSION}\t{listing.corpus}\t{name}\n".encode())
     for shard in shards:
         for part in shard.signature():
             digest.update(part.encode("utf-8", "surrogateescape") + b"\n")
-    everything = Dataset.from_generator(
-        _read,
-        features=row_features(with_findings=True),
-        cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-        gen_kwargs={"shards": shards},
-        num_proc=num_proc and min(num_proc, len(shards)),
-        split=NamedSplit(name.replace("-", ".")),  # datasets takes no hyphen here
-        fingerprint=digest.hexdigest()[:32],
-        writer_batch_size=ROWS_PER_WRITE,
-    )
+    try:
+        everything = Dataset.from_generator(
+            _read,
+            features=row_features(with_findings=True),
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            gen_kwargs={"shards": shards},
+            num_proc=num_proc and min(num_proc, len(shards)),
+            split=NamedSplit(name.replace("-", ".")),  # datasets takes no hyphen here
+            fingerprint=digest.hexdigest()[:32],
+            writer_batch_size=ROWS_PER_WRITE,
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
+        raise
     kinds = everything.data.column("finding")
     faulty = np.flatnonzero(kinds.is_valid().to_numpy())
     for row in everything.select_columns(["finding", "where"]).select(faulty):

@@ -59,7 +59,8 @@ def load_librispeech(
 
     Args:
         root: `LibriSpeech`, the folder that holds it, or one subset's folder.
-        streaming: return `IterableDatasetDict`, which reads the files as one goes through it and caches nothing.
+        streaming: return `IterableDatasetDict`, which reads the files as one goes through it and caches nothing. Its
+            audio column is a plain struct of path and bytes, for `read_audio` as well.
         splits: the subsets to read; None takes those that are there.
         bad_utterances: "refuse" a corpus with damage, or "drop" the damaged utterances (rule: corpora/report.py).
         cache_dir: for the Arrow files; None is the cache of the datasets library.

@@ -80,7 +80,8 @@ def load_wsj(
 
     Args:
         root: the folder of the discs (11-1.1 … 13-34.1, at most two levels below) or of the single tree (wsj0, wsj1).
-        streaming: return `IterableDatasetDict`, which reads the files as one goes through it and caches nothing.
+        streaming: return `IterableDatasetDict`, which reads the files as one goes through it and caches nothing. Its
+            audio column is a plain struct of path and bytes, for `read_audio` as well.
         splits: the splits to read; None takes those whose indices are there.
         bad_utterances: "refuse" a corpus with damage, or "drop" the damaged utterances (rule: corpora/report.py). An
             indexed file on a disc that is not there counts as damage.

@@ -155,7 +155,7 @@ def load_rows(recipe: Recipe) -> dict[str, Any]:
         options = {"splits": list(itertools.chain(*wanted.values())), "bad_utterances": section.bad_utterances}
     try:
         splits = read_corpus(section.corpus, section.path, **options).splits
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(str(error)) from error
     rows = {}
     for role, names in wanted.items():
