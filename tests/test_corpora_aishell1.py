@@ -208,6 +208,9 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, cache, monkeypatch):
     transcript = tmp_path / TRANSCRIPT
     transcript.write_text(transcript.read_text(encoding="utf-8").replace("楼市", "车市"), encoding="utf-8")
     assert load_aishell1(tmp_path, cache_dir=cache)["test"]["text"][0].startswith("而对车市")
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(CorpusError, match=f"damaged, cut short or empty: {path}"):
+        load_aishell1(tmp_path, cache_dir=cache)
 
 
 def test_processes_share_the_work_and_change_nothing(tmp_path, cache):
