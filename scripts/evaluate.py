@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.metrics import Edit, align, bootstrap_interval, confusions, count_edits, html_report
+from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.text import RULES, normalizer
 from hf_entmax_asr.training import CheckpointError, DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.training.checkpointing import write_text_atomically
@@ -51,6 +52,7 @@ def parse() -> argparse.Namespace:
         "--normalization", choices=tuple(RULES), default="basic", help="rule of the second scores (default: basic)"
     )
     parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
+    add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
 
@@ -132,6 +134,7 @@ def main() -> int:
         return 1
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        model = with_language_model(model, processor, arguments)
         utterances = load_utterances(arguments, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (
@@ -147,7 +150,7 @@ def main() -> int:
                 num_beams=arguments.num_beams,
                 progress=bar.update,
             )
-    except (CheckpointError, DataError, FileNotFoundError) as error:
+    except (CheckpointError, DataError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
     word_alignments = align(utterances.texts, hypotheses)
