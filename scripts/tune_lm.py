@@ -4,8 +4,8 @@
     python scripts/tune_lm.py runs/demo/best DATA --lm lm.arpa --split validation --num-beams 5
 
 Every pair of a weight and a bonus is decoded anew, so that the table shows what scripts/evaluate.py will print for it,
-search errors included; --max-utterances bounds the cost. Of pairs with equally many errors, the smaller weight wins, then
-the smaller bonus. Tune on other utterances than you test on.
+search errors included; --max-utterances bounds the cost. Of pairs with equally many errors, the smaller weight wins,
+then the smaller bonus. Tune on other utterances than you test on.
 """
 
 import argparse
@@ -110,9 +110,8 @@ def main() -> int:
             )
             scores[pair] = error_counts(utterances.texts, hypotheses, arguments.unit)
     weight, bonus = min(scores, key=lambda pair: (scores[pair].errors, pair))
-    print(
-        f"{'WER' if arguments.unit == 'word' else 'CER'} in percent, {len(utterances)} utterances of {arguments.split}"
-    )
+    rate = "WER" if arguments.unit == "word" else "CER"
+    print(f"{rate} in percent, {len(utterances)} utterances of {arguments.split}, {arguments.num_beams} beams")
     print(table(scores))
     print(f"Best: --lm {arguments.lm} --lm-weight {weight:g} --insertion-bonus {bonus:g}: {scores[weight, bonus]}")
     return 0
