@@ -35,11 +35,20 @@ Vector = np.ndarray
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a hypothesis stands: state before the word (or character) that comes, letters of the word so far."""
+    """Where a hypothesis stands.
+
+    Attributes:
+        state: before the word (or character) that comes.
+        word: letters of the word so far, for a word model.
+        begun: whether there has been a character.
+        parted: whether the last token is a word boundary and nothing else.
+        ended: whether the last token is the end.
+    """
 
     state: State
     word: str = ""
     begun: bool = False
+    parted: bool = False
     ended: bool = False
 
 
@@ -168,7 +177,9 @@ class LanguageModelFusion(LogitsProcessor):
     """Adds the language model's part to the scores of the next token, for `generate(logits_processor=[fusion])`.
 
     The place of each hypothesis is worked out from its tokens, the places of the last call being kept by prefix: beams
-    may be reordered, repeated or dropped as the search likes. With several processors, put this one first.
+    may be reordered, repeated or dropped as the search likes. With several processors, put this one first. Tokens that
+    are no text (padding, the start, a space after a space, numbers beyond the tokenizer) would cost nothing; they get
+    the probability 0.
 
     Works for greedy search, beams and sampling. The scores of a greedy search are then logits plus the language model's
     part; of a beam search, log probabilities plus that part.
@@ -200,6 +211,8 @@ class LanguageModelFusion(LogitsProcessor):
         self._start = _Place(model.start())
         self._places: dict[tuple[int, ...], _Place] = {}
         self._nothing = np.zeros(len(self._tokens), dtype=np.float32)
+        self._never = np.array(self._tokens.silent) & (np.arange(len(self._tokens)) != self._tokens.end)
+        self._bounded = np.array(self._tokens.bounded)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (rows, 1 + tokens so far), scores (rows, V) -> (rows, V).
@@ -219,10 +232,10 @@ class LanguageModelFusion(LogitsProcessor):
                 before = self._places.get(row[:-1])
                 places[row] = reduce(self._step, row, self._start) if before is None else self._step(before, row[-1])
         self._places = places
-        added = torch.from_numpy(np.stack([self._added(places[row]) for row in rows]))
-        fused = scores.clone()
-        fused[:, : len(self._tokens)] += added.to(scores.device, scores.dtype)
-        return fused
+        added = torch.full((len(rows), scores.shape[1]), -math.inf)
+        for index, row in enumerate(rows):
+            added[index, : len(self._tokens)] = torch.from_numpy(self._added(places[row]))
+        return scores + added.to(scores.device, scores.dtype)
 
     def score(self, text: str) -> float:
         """What the language model adds to a finished hypothesis in all: weight · log q + insertion_bonus · units."""
@@ -234,13 +247,18 @@ class LanguageModelFusion(LogitsProcessor):
             return place
         if token == self._tokens.end:
             return replace(place, ended=True)
-        return place if self._tokens.silent[token] else self._speller.step(place, token)
+        if self._tokens.silent[token]:
+            return place
+        parted = self._tokens.bounded[token] and not self._tokens.texts[token]
+        return replace(self._speller.step(place, token), parted=parted)
 
     def _added(self, place: _Place) -> Vector:
         if place.ended:
             return self._nothing
         logs, lengths = self._speller.scores(place)
-        return self.weight * logs + self.insertion_bonus * lengths
+        added = self.weight * logs + self.insertion_bonus * lengths
+        added[self._never | self._bounded if place.parted else self._never] = -np.inf
+        return added
 
 
 class FusedModel:
