@@ -84,7 +84,11 @@ def main() -> int:
         grid = pairs(arguments.weights, arguments.bonuses)
         fusions = {
             (weight, bonus): LanguageModelFusion(
-                language_model, processor.tokenizer, weight=weight, insertion_bonus=bonus
+                language_model,
+                processor.tokenizer,
+                weight=weight,
+                insertion_bonus=bonus,
+                candidates=2 * arguments.num_beams,
             )
             for weight, bonus in grid
         }

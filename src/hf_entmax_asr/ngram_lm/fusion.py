@@ -29,6 +29,7 @@ from hf_entmax_asr.tokenization import WORD_BOUNDARY
 
 FOREIGN = "\N{REPLACEMENT CHARACTER}"  # what <unk> spells: a character that no word has
 VECTORS_KEPT = 4096
+FIRST_CANDIDATES = 4  # times the candidates asked for are scored to find the level that others must reach
 
 Vector = np.ndarray
 
@@ -93,9 +94,11 @@ class _SpelledCharacters:
 
     def __init__(self, model: NgramModel, tokens: _Tokens) -> None:
         self.model, self.tokens = model, tokens
-        self._vectors = _Kept(lambda key: self._vector(*key))
+        self._known = _Kept(lambda key: np.full(len(tokens), np.nan, dtype=np.float32))
+        every = range(len(tokens))
+        self._lengths = [np.array([len(self._characters(t, begun)) for t in every], np.float32) for begun in (0, 1)]
 
-    def _characters(self, token: int, begun: bool) -> str:
+    def _characters(self, token: int, begun: bool | int) -> str:
         boundary = WORD_BOUNDARY if self.tokens.bounded[token] and begun else ""  # none before the first character
         return boundary + self.tokens.texts[token]
 
@@ -105,19 +108,25 @@ class _SpelledCharacters:
             state, _ = self.model.advance(state, character)
         return replace(place, state=state, begun=place.begun or bool(characters))
 
-    def scores(self, place: _Place) -> tuple[Vector, Vector]:
-        return self._vectors((place.state, place.begun))
+    def lengths(self, place: _Place) -> Vector:
+        return self._lengths[place.begun]
 
-    def _vector(self, state: State, begun: bool) -> tuple[Vector, Vector]:
-        logs, lengths = np.zeros((2, len(self.tokens)), dtype=np.float32)
-        for token in range(len(self.tokens)):
-            characters, following, total = self._characters(token, begun), state, 0.0
-            for character in characters:
-                following, score = self.model.advance(following, character)
-                total += score
-            logs[token], lengths[token] = total, len(characters)
-        logs[self.tokens.end] = self.model.end(state)
-        return logs, lengths
+    def logs(self, place: _Place, wanted: Vector | None = None) -> Vector:
+        """log q of each token; those that are not wanted may be NaN."""
+        logs = self._known((place.state, place.begun))
+        missing = np.flatnonzero(np.isnan(logs)) if wanted is None else wanted[np.isnan(logs[wanted])]
+        for token in missing.tolist():
+            logs[token] = self._log(place, token)
+        return logs
+
+    def _log(self, place: _Place, token: int) -> float:
+        if token == self.tokens.end:
+            return self.model.end(place.state)
+        state, total = place.state, 0.0
+        for character in self._characters(token, place.begun):
+            state, score = self.model.advance(state, character)
+            total += score
+        return total
 
 
 class _SpelledWords:
@@ -136,6 +145,8 @@ class _SpelledWords:
                 begun[word[:length]] = begun.get(word[:length], 0.0) + math.exp(score)
         self._begun = {prefix: math.log(mass / begun[""]) for prefix, mass in begun.items() if mass > 0}
         self._bounded = np.array(tokens.bounded)
+        self._nothing = np.zeros(len(tokens), dtype=np.float32)
+        self._ending = (self._bounded | (np.arange(len(tokens)) == tokens.end)).astype(np.float32)
         self._first = np.array([self._ahead(text) for text in tokens.texts], dtype=np.float32)
         self._following = _Kept(self._vector)
         self._ends = _Kept(lambda key: model.advance(*key))
@@ -151,12 +162,12 @@ class _SpelledWords:
         ahead = [0.0 if bounded or not text else self._ahead(word + text) - paid for text, bounded in texts]
         return np.array(ahead, dtype=np.float32)
 
-    def _settled(self, place: _Place) -> tuple[State, float, int]:
-        """State behind the word so far, what is still to pay for it, and how many words it is."""
+    def _settled(self, place: _Place) -> tuple[State, float]:
+        """State behind the word so far, and what is still to pay for it."""
         if not place.word:
-            return place.state, 0.0, 0
+            return place.state, 0.0
         state, score = self._ends((place.state, place.word))
-        return state, score - self._ahead(place.word), 1
+        return state, score - self._ahead(place.word)
 
     def step(self, place: _Place, token: int) -> _Place:
         text = self.tokens.texts[token]
@@ -164,13 +175,15 @@ class _SpelledWords:
             return replace(place, word=place.word + text)
         return replace(place, state=self._settled(place)[0], word=text)
 
-    def scores(self, place: _Place) -> tuple[Vector, Vector]:
-        state, due, words = self._settled(place)
+    def lengths(self, place: _Place) -> Vector:
+        return self._ending if place.word else self._nothing
+
+    def logs(self, place: _Place, wanted: Vector | None = None) -> Vector:
+        """What each token adds to the payment; all are given, wanted or not."""
+        state, due = self._settled(place)
         logs = np.where(self._bounded, self._first + np.float32(due), self._following(place.word))
-        lengths = np.where(self._bounded, np.float32(words), np.float32(0))
         logs[self.tokens.end] = due + self.model.end(state)
-        lengths[self.tokens.end] = words
-        return logs, lengths
+        return logs
 
 
 class LanguageModelFusion(LogitsProcessor):
@@ -186,7 +199,13 @@ class LanguageModelFusion(LogitsProcessor):
     """
 
     def __init__(
-        self, model: NgramModel, tokenizer: PreTrainedTokenizerBase, *, weight: float, insertion_bonus: float = 0.0
+        self,
+        model: NgramModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        weight: float,
+        insertion_bonus: float = 0.0,
+        candidates: int | None = None,
     ) -> None:
         """
         Args:
@@ -195,16 +214,23 @@ class LanguageModelFusion(LogitsProcessor):
             weight: of the language model's log probability, usually 0.1 to 1.
             insertion_bonus: added for each word (of a word model) or character, against the pull of the language model
                 to short texts; in the same logarithmic scale, so a bonus of 1 counts as a factor of e.
+            candidates: how many best next tokens of a hypothesis the search can take: 1 for greedy search, twice the
+                number of beams for beam search (and at least 2). A character model then does not score all of a large
+                vocabulary; the tokens left out get the probability 0, which changes nothing in the search. None, the
+                default, scores all, as sampling needs.
 
         Raises:
-            LanguageModelError: a weight that is negative or not finite; a tokenizer that the model cannot follow.
+            LanguageModelError: a weight that is negative or not finite, no candidates, or a tokenizer that the model
+                cannot follow.
         """
+        if candidates is not None and candidates < 1:
+            raise LanguageModelError(f"candidates is {candidates}; it must be at least 1, or None for all tokens")
         if not (math.isfinite(weight) and weight >= 0 and math.isfinite(insertion_bonus)):
             raise LanguageModelError(
                 f"weight is {weight} and insertion_bonus {insertion_bonus}; the weight must be finite and at least 0, "
                 "the bonus finite"
             )
-        self.model, self.weight, self.insertion_bonus = model, weight, insertion_bonus
+        self.model, self.weight, self.insertion_bonus, self.candidates = model, weight, insertion_bonus, candidates
         self._tokens = _Tokens(tokenizer)
         kind = _SpelledWords if model.unit == "word" else _SpelledCharacters
         self._speller: _SpelledWords | _SpelledCharacters = kind(model, self._tokens)
@@ -232,9 +258,10 @@ class LanguageModelFusion(LogitsProcessor):
                 before = self._places.get(row[:-1])
                 places[row] = reduce(self._step, row, self._start) if before is None else self._step(before, row[-1])
         self._places = places
+        given = scores[:, : len(self._tokens)].float().numpy(force=True)
         added = torch.full((len(rows), scores.shape[1]), -math.inf)
         for index, row in enumerate(rows):
-            added[index, : len(self._tokens)] = torch.from_numpy(self._added(places[row]))
+            added[index, : len(self._tokens)] = torch.from_numpy(self._added(places[row], given[index]))
         return scores + added.to(scores.device, scores.dtype)
 
     def score(self, text: str) -> float:
@@ -252,13 +279,33 @@ class LanguageModelFusion(LogitsProcessor):
         parted = self._tokens.bounded[token] and not self._tokens.texts[token]
         return replace(self._speller.step(place, token), parted=parted)
 
-    def _added(self, place: _Place) -> Vector:
+    def _added(self, place: _Place, scores: Vector) -> Vector:
+        """The language model's part for the next token (V,), where the recogniser's is `scores` (V,)."""
         if place.ended:
             return self._nothing
-        logs, lengths = self._speller.scores(place)
-        added = self.weight * logs + self.insertion_bonus * lengths
-        added[self._never | self._bounded if place.parted else self._never] = -np.inf
+        never = self._never | self._bounded if place.parted else self._never
+        bonuses = self.insertion_bonus * self._speller.lengths(place)
+        few = self.candidates is not None and FIRST_CANDIDATES * self.candidates < len(self._tokens)
+        if few and self.model.unit == "character":
+            wanted = self._candidates(place, np.where(never, -np.inf, scores + bonuses))
+            added: Vector = np.full(len(self._tokens), -np.inf, dtype=np.float32)
+            added[wanted] = self.weight * self._speller.logs(place, wanted)[wanted] + bonuses[wanted]
+        else:
+            added = self.weight * self._speller.logs(place) + bonuses
+        added[never] = -np.inf
         return added
+
+    def _candidates(self, place: _Place, ceilings: Vector) -> Vector:
+        """Tokens among which the best are, and </s>.
+
+        As log q ≤ 0, no token comes out above its ceiling, recogniser's score plus bonus. So whatever has a ceiling
+        below the last of so many good ones can be left out.
+        """
+        count = self.candidates or 1
+        first = np.argpartition(-ceilings, FIRST_CANDIDATES * count)[: FIRST_CANDIDATES * count]
+        fused = ceilings[first] + self.weight * self._speller.logs(place, first)[first]
+        least = np.partition(fused, -count)[-count]
+        return np.union1d(np.flatnonzero(ceilings >= least), [self._tokens.end])
 
 
 class FusedModel:

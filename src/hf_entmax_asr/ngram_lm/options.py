@@ -28,7 +28,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def with_language_model(model: Any, processor: Any, arguments: argparse.Namespace) -> Any:
-    """The recogniser, with the language model of the arguments where there is one.
+    """The recogniser, with the language model of the arguments (which have num_beams too) where there is one.
 
     Raises:
         ImportError: KenLM is not installed.
@@ -39,6 +39,10 @@ def with_language_model(model: Any, processor: Any, arguments: argparse.Namespac
         return model
     language_model = NgramModel(arguments.lm, unit=arguments.lm_unit, unknown_words=arguments.unknown_words)
     fusion = LanguageModelFusion(
-        language_model, processor.tokenizer, weight=arguments.lm_weight, insertion_bonus=arguments.insertion_bonus
+        language_model,
+        processor.tokenizer,
+        weight=arguments.lm_weight,
+        insertion_bonus=arguments.insertion_bonus,
+        candidates=2 * arguments.num_beams,
     )
     return FusedModel(model, fusion)
