@@ -25,7 +25,7 @@ from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_option
 from hf_entmax_asr.text import RULES, normalizer
 from hf_entmax_asr.training import CheckpointError, DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.training.checkpointing import write_text_atomically
-from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.evaluation import is_monotonic, load_recogniser
 from hf_entmax_asr.training.utterances import Utterances, prepare_split
 
 CONFUSIONS_PRINTED = 10
@@ -89,6 +89,18 @@ def write_utterances(
     write_text_atomically(path, "".join(lines))
 
 
+def search_of(arguments: argparse.Namespace, model) -> str:
+    """How the texts were found, in one line."""
+    beams = f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"
+    heads = f", {model.config.monotonic_decoding} monotonic heads" if is_monotonic(model) else ""
+    if arguments.lm is None:
+        return f"{beams}{heads}, no language model"
+    return (
+        f"{beams}{heads}, language model {arguments.lm} (weight {arguments.lm_weight:g}, insertion bonus "
+        f"{arguments.insertion_bonus:g})"
+    )
+
+
 def summarise(
     utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]], normalize, rule: str
 ) -> list[tuple[str, str]]:
@@ -150,6 +162,7 @@ def main() -> int:
                 num_beams=arguments.num_beams,
                 progress=bar.update,
             )
+            search = search_of(arguments, model)
     except (CheckpointError, DataError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
@@ -157,7 +170,10 @@ def main() -> int:
     shown = word_alignments if arguments.unit == "word" else align(utterances.texts, hypotheses, "character")
     if arguments.output is not None:
         write_utterances(arguments.output, utterances, hypotheses, word_alignments)
-    summary = summarise(utterances, hypotheses, word_alignments, normalize, arguments.normalization)
+    summary = [
+        ("Search", search),
+        *summarise(utterances, hypotheses, word_alignments, normalize, arguments.normalization),
+    ]
     heading = f"{len(utterances)} utterances of {arguments.split}"
     print_scores(heading, summary, shown)
     if arguments.report is not None:
