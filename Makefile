@@ -18,6 +18,17 @@ demo: $(STAMP)  ## train a small recogniser on real speech (about 10 minutes on 
 table: $(STAMP)  ## the demo's model with softmax, sparsemax, entmax15 and entmax, same budget (about 40 minutes)
 	$(RUN) benchmarks/transforms_on_prompts.py
 
+# Real maps come from the demo's model, if make demo has made it.
+TRAINED = $(if $(wildcard demo_output/run/best),--checkpoint demo_output/run/best)
+
+.PHONY: bench
+bench: $(STAMP)  ## speed of attention, alignment, training step and decoding against their peers (about 15 minutes)
+	$(RUN) benchmarks/entmax_speed.py $(TRAINED)
+	$(RUN) benchmarks/attention_speed.py $(TRAINED) --plot benchmarks/pictures/attention_speed.png
+	$(RUN) benchmarks/alignment_speed.py
+	$(RUN) benchmarks/training_step.py
+	$(RUN) benchmarks/decoding_speed.py
+
 .PHONY: test
 test: $(STAMP)  ## run every test
 	$(RUN) tests/fetch_transformers_tests.py
@@ -36,5 +47,5 @@ clean:  ## remove the environment and what runs have written
 
 $(STAMP): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,plots,test]'
+	$(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,plots,phonemes,wsj,test]'
 	@touch $@

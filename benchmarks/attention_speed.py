@@ -72,18 +72,29 @@ def plot(results: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for length in sorted({r["length"] for r in results}):
-        chosen = sorted((r for r in results if r["length"] == length), key=lambda r: r["density"])
-        left.plot([r["density"] for r in chosen], [r["ratio"] for r in chosen], "o-", label=f"T = {length}")
-    for alpha in (1.05, 1.2, 1.5, 2.0, "1.05 … 1.95"):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    lengths = sorted({r["length"] for r in results})
+    for length, colour in zip(lengths, plt.cm.viridis(torch.linspace(0, 0.9, len(lengths))), strict=True):
+        chosen = [r for r in results if r["length"] == length and isinstance(r["alpha"], float)]
+        chosen.sort(key=lambda r: r["alpha"])
+        style = {"marker": "o", "color": colour, "label": f"T = {length}"}
+        left.plot([100 * r["density"] for r in chosen], [r["ratio"] for r in chosen], **style)
+    alphas = (1.05, 1.2, 1.5, 2.0, "1.05 … 1.95")
+    for alpha, colour in zip(alphas, plt.cm.plasma(torch.linspace(0, 0.85, len(alphas))), strict=True):
         chosen = [r for r in results if r["alpha"] == alpha]
-        right.plot([r["length"] for r in chosen], [r["ratio"] for r in chosen], "o-", label=f"α = {alpha}")
-    left.set(xscale="log", xlabel="density: share of weights that are not 0", ylabel="time, softmax SDPA = 1")
-    right.set(xscale="log", xlabel="T", xticks=LENGTHS, xticklabels=LENGTHS)
+        style = {"marker": "s", "color": colour, "label": f"α = {alpha}"}
+        right.plot([r["length"] for r in chosen], [r["ratio"] for r in chosen], **style)
+    left.set(xscale="log", xlabel="weights that are not 0 (%)", ylabel="time, forward + backward\nsoftmax SDPA = 1")
+    left.set_xticks([0.2, 1, 5, 20, 100], ["0.2", "1", "5", "20", "100"], minor=False)
+    right.set(xscale="log", xlabel="queries and keys, T")
+    right.set_xticks(lengths, lengths)
+    right.set_xticks([], minor=True)
+    left.set_title("α-entmax attention of one α")
+    right.set_title("the same against T")
     for panel in (left, right):
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.savefig(file, dpi=150)
 

@@ -1,5 +1,15 @@
 """Set-up shared by all tests."""
 
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():  # Triton kernels are then tested in its interpreter; read when triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from hf_entmax_asr.kernels import backend  # imports triton, by way of transformers
+
 # Marks that transformers' own common tests carry (test_common_transformers.py).
 THEIR_MARKS = (
     "accelerate_tests",
@@ -15,3 +25,7 @@ THEIR_MARKS = (
 def pytest_configure(config):
     for mark in THEIR_MARKS:
         config.addinivalue_line("markers", f"{mark}: of transformers' own tests")
+    if os.environ.get("CI") == "true":
+        problem = backend.triton_problem() or (None if backend.cpu_available() else backend.status())
+        if problem:
+            raise pytest.UsageError(f"CI skips no test of the kernels, and here {problem}")

@@ -1,21 +1,33 @@
-"""Fast forms of functions in `model/`, with the same arguments: native code for the CPU, built on first use.
+"""Fast forms of functions in `model/`, with the same arguments: native code for the CPU, built on first use, and Triton
+for NVIDIA GPUs.
 
 Each function here returns None where it has no form for the device, dtype or mode; the caller in `model/` then runs its
 own, the eager form, which is the specification. `use` and HF_ENTMAX_ASR_KERNELS choose; `status()` says what runs.
 """
 
+import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels import alignment_cpu, attention_cpu, entmax_cpu
-from hf_entmax_asr.kernels.backend import runs_on_cpu, status, use
+from hf_entmax_asr.kernels import alignment_cpu, attention_cpu, entmax_cpu, reading_cpu
+from hf_entmax_asr.kernels.backend import runs_on_cpu, runs_on_triton, status, use
 
-__all__ = ["entmax", "entmax_attention", "expected_alignment", "expected_soft_attention", "status", "use"]
+__all__ = [
+    "entmax",
+    "entmax_attention",
+    "expected_alignment",
+    "expected_soft_attention",
+    "hard_reading",
+    "status",
+    "use",
+]
 
 
 def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tensor | None:
     """`hf_entmax_asr.model.entmax.entmax` with `alpha` a checked tensor and `dim` negative."""
     if runs_on_cpu(scores):
         return entmax_cpu.entmax(scores, alpha, dim, mask)
+    if runs_on_triton(scores):
+        return _triton().entmax(scores, alpha, dim, mask)
     return None
 
 
@@ -32,6 +44,8 @@ def entmax_attention(
     """`hf_entmax_asr.model.entmax_attention.entmax_attention` with checked arguments and α (B|1, H|1, 1, 1)."""
     if all(runs_on_cpu(tensor) for tensor in (query, key, value)):
         return attention_cpu.entmax_attention(query, key, value, alpha, mask, is_causal, scale, dropout_p)
+    if all(runs_on_triton(tensor) for tensor in (query, key, value)):
+        return _triton().entmax_attention(query, key, value, alpha, mask, is_causal, scale, dropout_p)
     return None
 
 
@@ -39,6 +53,8 @@ def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Ten
     """`hf_entmax_asr.model.alignment.expected_alignment` with checked arguments."""
     if runs_on_cpu(energy):
         return alignment_cpu.expected_alignment(energy, source_mask, previous)
+    if runs_on_triton(energy):
+        return _triton().expected_alignment(energy, source_mask, previous)
     return None
 
 
@@ -48,4 +64,25 @@ def expected_soft_attention(
     """`hf_entmax_asr.model.alignment.expected_soft_attention` with checked arguments."""
     if runs_on_cpu(alignment):
         return alignment_cpu.expected_soft_attention(alignment, energy, chunk_size, source_mask)
+    if runs_on_triton(alignment):
+        return _triton().expected_soft_attention(alignment, energy, chunk_size, source_mask)
     return None
+
+
+def hard_reading(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None, rule: str
+) -> tuple[Tensor, Tensor] | None:
+    """`hf_entmax_asr.model.reading.hard_reading`; without gradients, and not in a compiled graph."""
+    tensors = (query, key, value, bias)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return None
+    if all(runs_on_cpu(t) for t in tensors):
+        return reading_cpu.hard_reading(query, key, value, bias, start, source_mask, rule)
+    return None
+
+
+def _triton():
+    """Imported late: it takes a second, and the package triton need not be there."""
+    from hf_entmax_asr.kernels import triton_operators
+
+    return triton_operators

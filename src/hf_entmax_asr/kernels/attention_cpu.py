@@ -77,7 +77,9 @@ def entmax_attention(
     seed = torch.randint(1 << 62, (1,)) if dropout_p > 0 else None
     inputs = (query.float(), key.float(), value.float(), alpha.double())
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, alpha, bias))
-    out, *_ = attend(*inputs, allowed, bias, seed, is_causal, scale, dropout_p, keep)
+    # A decoding step is so short that torch's way to an operator would take as long as the operator.
+    forward = _attend if not keep and type(query) is Tensor and not torch.compiler.is_compiling() else attend
+    out, *_ = forward(*inputs, allowed, bias, seed, is_causal, scale, dropout_p, keep)
     return out.to(value.dtype)
 
 
@@ -89,8 +91,7 @@ def kept_entries(batch: int, heads: int, queries: int, keys: int) -> int:
     return min(entries * 7 // 10, max(entries // 16, KEPT_AT_LEAST))
 
 
-@torch.library.custom_op("hf_entmax_asr::attend", mutates_args=(), device_types="cpu")
-def attend(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -140,6 +141,9 @@ def _outputs(
         query.new_empty(kept),
         query.new_empty(kept, dtype=torch.int16),
     )
+
+
+attend = torch.library.custom_op("hf_entmax_asr::attend", _attend, mutates_args=(), device_types="cpu")
 
 
 @attend.register_fake

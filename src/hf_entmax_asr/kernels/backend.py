@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ VARIABLE = "HF_ENTMAX_ASR_KERNELS"
 MODES = ("auto", "eager", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-LIBRARIES = ("alignment", "attention", "attention_backward", "entmax", "soft_attention")
+LIBRARIES = ("alignment", "attention", "attention_backward", "entmax", "reading", "soft_attention")
 
 
 def _checked(mode: str, where: str) -> str:
@@ -64,6 +65,56 @@ def runs_on_cpu(tensor: Tensor) -> bool:
         and not torch.compiler.is_exporting()
         and cpu_available()
     )
+
+
+def runs_on_triton(tensor: Tensor) -> bool:
+    """Whether the Triton kernels take `tensor`: on an NVIDIA GPU, in float32 or half precision, allowed and available.
+
+    With TRITON_INTERPRET=1 mode "triton" also takes tensors on the CPU, slowly: Triton's interpreter runs the kernels.
+    """
+    if tensor.dtype not in DTYPES or _State.mode not in ("auto", "triton") or torch.compiler.is_exporting():
+        return False
+    if tensor.device.type == "cuda":
+        return triton_problem() is None
+    return tensor.device.type == "cpu" and _State.mode == "triton" and triton_problem() is None and _interprets()
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def triton_problem() -> str | None:
+    """Why Triton cannot be used; None where it can. On a GPU, tries a small kernel at the first call and warns if that
+    fails: Triton may miss a compiler, or not know the GPU."""
+    if torch.version.hip is not None:
+        return "this build of torch is for AMD GPUs, where the kernels are untested"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton)"
+    if not torch.cuda.is_available() or _interprets():
+        return None
+    try:
+        _try_triton()
+    except Exception as error:  # whatever it is, the eager form still works
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"The Triton kernels of hf_entmax_asr are not in use: {reason}. The eager form computes the same, slower. "
+            f"{VARIABLE}=eager silences this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return reason
+    return None
+
+
+def _try_triton() -> None:
+    from hf_entmax_asr.kernels.triton_entmax import entmax_forward
+
+    entmax_forward(torch.zeros(1, 2, device="cuda"), torch.full((), 1.5, device="cuda"))
+
+
+@torch.compiler.assume_constant_result
+def _interprets() -> bool:
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
 
 
 @torch.compiler.assume_constant_result
@@ -147,5 +198,18 @@ def status() -> str:
         lines.append(f"threads: {torch.get_num_threads()} (torch.set_num_threads), run by {threads}")
     else:
         lines.append(f"CPU: eager, because {_State.failure}")
+    lines.append(f"GPU: {_gpu_status()}")
     lines.append("eager always: float64, and graphs for torch.export")
     return "\n".join(lines)
+
+
+def _gpu_status() -> str:
+    problem = triton_problem()
+    if _State.mode not in ("auto", "triton"):
+        return "eager, because the mode says so"
+    if problem is None and _State.mode == "triton" and _interprets():
+        return "Triton, interpreted on the CPU (TRITON_INTERPRET=1)"
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    name = torch.cuda.get_device_name()
+    return f"Triton on {name}" if problem is None else f"eager on {name}, because {problem}"

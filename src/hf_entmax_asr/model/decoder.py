@@ -78,7 +78,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         if isinstance(self.encoder_attn, MonotonicAttention):
             cache = None if past_key_values is None else past_key_values.cross_attention_cache.layers[self.layer_idx]
             update, _, _, penalty = self.encoder_attn(
-                hidden_states, encoder_hidden_states, source_mask, cache, past_tokens, target_mask
+                hidden_states, encoder_hidden_states, source_mask, cache, past_tokens, target_mask, need_weights
             )
             return update, penalty
         mask = None if source_mask is None else source_mask[:, None, None, :]

@@ -19,8 +19,10 @@ class MonotonicLayer(DynamicLayer):
     kept, so that a cache that is cropped (assisted decoding) or reordered (beams) stays right.
     """
 
-    def __init__(self):
+    def __init__(self, num_beams: int = 1):
+        """num_beams: so many rows, neighbours, belong to one utterance; within it keys and values are the same."""
         super().__init__()
+        self.num_beams = num_beams
         self.progress: Tensor | None = None
         self.window_keys: Tensor | None = None
 
@@ -49,17 +51,24 @@ class MonotonicLayer(DynamicLayer):
         self.progress = progress if self.progress is None else torch.cat([self.progress[:, :, :tokens], progress], 2)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
-        for name in self.tensors():
+        names = self.tensors()
+        own = torch.arange(len(beam_idx), device=beam_idx.device) // self.num_beams
+        if self.num_beams > 1 and torch.equal(beam_idx // self.num_beams, own):
+            names = [name for name in names if name == "progress"]
+        else:
+            super().reorder_cache(beam_idx)
+        for name in names:
             setattr(self, name, getattr(self, name).index_select(0, beam_idx.to(getattr(self, name).device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
+        self.num_beams *= repeats
         for name in self.tensors():
             setattr(self, name, getattr(self, name).repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
+        self.num_beams = 1  # which rows are left of an utterance is not known
         for name in self.tensors():
             setattr(self, name, getattr(self, name)[indices, ...])
 
@@ -68,8 +77,10 @@ class MonotonicLayer(DynamicLayer):
         self.progress = self.window_keys = None
 
 
-def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None) -> EncoderDecoderCache:
+def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None, num_beams: int = 1) -> EncoderDecoderCache:
     """An empty cache with a `MonotonicLayer` for each monotonic decoder layer; or a user's cache, made to fit in place.
+
+    num_beams: so many rows, neighbours, belong to one utterance, as `generate` lays beams out.
 
     Raises:
         ValueError: a cache that cannot carry the state of monotonic heads.
@@ -87,7 +98,7 @@ def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None) -> EncoderDe
     for layer in range(config.decoder_layers):
         kind = MonotonicLayer if config.is_monotonic(layer) else DynamicLayer
         if layer == len(layers):
-            layers.append(kind())
+            layers.append(MonotonicLayer(num_beams) if kind is MonotonicLayer else kind())
         elif not isinstance(layers[layer], kind):
             if cache.cross_attention_cache.get_seq_length(layer) > 0:
                 raise ValueError(
@@ -156,7 +167,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 "that a static, offloaded or quantized cache has no place for. Leave cache_implementation unset."
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = make_cache(self.config)
+            model_kwargs["past_key_values"] = make_cache(self.config, num_beams=generation_config.num_beams or 1)
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 

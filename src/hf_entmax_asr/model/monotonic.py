@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from .alignment import (
     expected_alignment,
     expected_soft_attention,
-    hard_alignment,
     missing_mass,
     preserve_mass,
     soft_window,
@@ -14,6 +13,7 @@ from .alignment import (
 from .attention import CrossHeadAttention, merge_heads, split_heads
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .generation_entmax_asr import MonotonicLayer
+from .reading import hard_reading, hard_stops
 
 
 class MonotonicAttention(nn.Module):
@@ -50,7 +50,8 @@ class MonotonicAttention(nn.Module):
         cache: MonotonicLayer | None = None,
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        need_weights: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Reads the audio for U tokens.
 
         Args:
@@ -60,13 +61,22 @@ class MonotonicAttention(nn.Module):
             cache: of this layer; filled and advanced.
             past_tokens: how many tokens the cache has behind it.
             target_mask: (B, U) boolean, true where a token is real; padding does not count in the head penalty.
+            need_weights: without them, heads that read one position hard need not look at the whole audio.
 
         Returns:
-            output (B, U, C); weights (B, H, U, S); boundaries (B, H, U), None unless hard; head penalty, a scalar to
-            add to the loss in training, None where the configuration asks for none here.
+            output (B, U, C); weights (B, H, U, S), perhaps None if not needed; boundaries (B, H, U), None unless hard;
+            head penalty, a scalar to add to the loss in training, None where the configuration asks for none here.
         """
         query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
+        if self._reads_hard() and self.config.monotonic_chunk_size == 1 and not need_weights:
+            start = self._first_start(cache, past_tokens)
+            context, stops = hard_reading(
+                query, key, value, self.energy_bias, start, source_mask, self.config.firing_rule
+            )
+            if cache is not None:
+                cache.record(stops, past_tokens)
+            return self._output(hidden_states, context), None, stops, None
         energy = (query @ key.transpose(-1, -2)).float() + self.energy_bias.float().view(-1, 1, 1)
         if self.training and self.config.energy_noise_std > 0:
             energy = energy + torch.randn_like(energy) * self.config.energy_noise_std
@@ -75,11 +85,9 @@ class MonotonicAttention(nn.Module):
             window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads) * self.scale
             window_energy = (window_query @ window_key.transpose(-1, -2)).float()
         weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
-        context = weights.to(value.dtype) @ value * self._head_scale(hidden_states)  # (B, H, U, D)
-        if hasattr(self, "cross_head"):
-            context = self.cross_head(hidden_states, context)
+        output = self._output(hidden_states, weights.to(value.dtype) @ value)
         penalty = self._penalty(energy, alignment, source_mask, target_mask) if self.training else None
-        return self.out_proj(merge_heads(context)), weights, boundary, penalty
+        return output, weights, boundary, penalty
 
     def active_heads(self) -> Tensor:
         """(H,) boolean: heads that take part; one whose gate is 0 does not, and decoding need not wait for it."""
@@ -100,6 +108,23 @@ class MonotonicAttention(nn.Module):
             cache.window_keys = window_key
         return key, value, window_key
 
+    def _output(self, hidden_states: Tensor, context: Tensor) -> Tensor:
+        """What the heads read (B, H, U, D), as the update of the hidden states (B, U, C)."""
+        context = context * self._head_scale(hidden_states)
+        if hasattr(self, "cross_head"):
+            context = self.cross_head(hidden_states, context)
+        return self.out_proj(merge_heads(context))
+
+    def _reads_hard(self) -> bool:
+        return not self.training and self.config.monotonic_decoding == "hard"
+
+    def _first_start(self, cache: MonotonicLayer | None, past_tokens: int) -> Tensor | None:
+        """(B, H) where hard heads stand before the first of the new tokens; None at the beginning."""
+        start = cache.state(past_tokens) if cache is not None else None
+        if start is not None and start.dim() == 3:
+            raise ValueError("The cache was filled with monotonic_decoding='soft' and is now read with 'hard'.")
+        return start
+
     def _align(
         self,
         energy: Tensor,
@@ -110,36 +135,25 @@ class MonotonicAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Weights (B, H, U, S), and of alignment (B, H, U, S) and boundary (B, H, U) those that were needed."""
         chunk = self.config.monotonic_chunk_size
-        start = cache.state(past_tokens) if cache is not None else None
+        rule = self.config.firing_rule
         alignment = boundary = None
-        if not self.training and self.config.monotonic_decoding == "hard":
-            boundary = self._stops(energy, start, source_mask)
+        if self._reads_hard():
+            boundary = hard_stops(energy, self._first_start(cache, past_tokens), source_mask, rule)
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
+            start = cache.state(past_tokens) if cache is not None else None
             if start is not None and start.dim() == 2:
                 raise ValueError("The cache was filled with monotonic_decoding='hard' and is now read with 'soft'.")
             alignment = expected_alignment(preserve_mass(energy, source_mask), source_mask, start)
             weights = expected_soft_attention(alignment, window_energy, chunk, source_mask)
             if self.training and self.config.monotonic_straight_through:
-                stops = self._stops(energy.detach(), None, source_mask)
+                stops = hard_stops(energy.detach(), None, source_mask, rule)
                 read = soft_window(window_energy.detach(), stops, chunk, source_mask)
                 weights = read + (weights - weights.detach())
         progress = alignment if boundary is None else boundary
         if cache is not None and progress is not None:
             cache.record(progress, past_tokens)
         return weights, alignment, boundary
-
-    def _stops(self, energy: Tensor, start: Tensor | None, source_mask: Tensor | None) -> Tensor:
-        """(B, H, U) where each head stops, token after token."""
-        if start is None:
-            start = torch.zeros(energy.shape[:2], dtype=torch.long, device=energy.device)
-        elif start.dim() == 3:
-            raise ValueError("The cache was filled with monotonic_decoding='soft' and is now read with 'hard'.")
-        stops = []
-        for row in energy.unbind(2):
-            start = hard_alignment(row, start, source_mask, self.config.firing_rule)
-            stops.append(start)
-        return torch.stack(stops, 2)
 
     def _head_scale(self, hidden_states: Tensor) -> Tensor:
         """Gates and HeadDrop, as a factor that broadcasts against (B, H, U, D)."""

@@ -37,8 +37,17 @@ struct Walk {
 
 constexpr int64_t ROWS_PER_TASK = 16;
 
+// Sets a row to 0 and asks for the memory of the next.
+static void clear(float* row, int n) {
+  for (int j = 0; j < n; j += W) {
+    __builtin_prefetch(row + n + j, 1);
+    store_part(row + j, n - j, V{});
+  }
+}
+
 template <Kind K>
 static void forward_row(const float* z, float* p, int n, float eps, float* values, int* index) {
+  for (int j = 0; j < n; j += W) __builtin_prefetch(z + n + j);
   Support found = find_support<K>(z, n, eps, values, index);
   if (found.count < 0) {
     weigh<K>(z, n, found.top, found.t, eps, p, p);
@@ -46,7 +55,7 @@ static void forward_row(const float* z, float* p, int n, float eps, float* value
   }
   float* weights = values + n + 2 * W;
   if (found.count) weigh<K>(values, found.count, 0.0f, found.t, eps, weights, weights);
-  memset(p, 0, n * sizeof(float));
+  clear(p, n);
   for (int c = 0; c < found.count; c++) p[index[c]] = weights[c];
 }
 
@@ -62,6 +71,8 @@ static float backward_row(const float* p, const float* g, float* dz, int n, floa
     store_packed(index + count, bits, place);
     count += __builtin_popcount(bits);
     place += W;
+    // The next row's: few entries of g are read, in leaps that the processor cannot foresee.
+    __builtin_prefetch(g + n + j);
   }
   if (count > n / 2)
     return with_alpha ? row_backward<K, true>(p, g, dz, n, eps) : row_backward<K, false>(p, g, dz, n, eps);
@@ -69,7 +80,7 @@ static float backward_row(const float* p, const float* g, float* dz, int n, floa
   for (int c = 0; c < count; c++) some[c] = g[index[c]];
   float d_alpha = with_alpha ? row_backward<K, true>(values, some, d_some, count, eps)
                              : row_backward<K, false>(values, some, d_some, count, eps);
-  memset(dz, 0, n * sizeof(float));
+  clear(dz, n);
   for (int c = 0; c < count; c++) dz[index[c]] = d_some[c];
   return d_alpha;
 }

@@ -1,0 +1,47 @@
+"""Hard reading of monotonic heads on the CPU: csrc/reading.cpp. It has no gradient, so it is no torch operator."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from hf_entmax_asr.kernels.backend import call, pointer
+
+
+class _Reading(ctypes.Structure):
+    """struct Reading of csrc/reading.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("batch", "heads", "targets", "positions", "width", "value_width")),
+        ("cumulative", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((f"{name}_stride", ctypes.c_int64 * 3) for name in ("query", "key", "value")),
+        *((name, ctypes.c_void_p) for name in ("bias", "start", "mask", "context")),
+        ("context_stride", ctypes.c_int64 * 3),
+        ("boundary", ctypes.c_void_p),
+    )
+
+
+def hard_reading(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None, rule: str
+) -> tuple[Tensor, Tensor] | None:
+    """As `hf_entmax_asr.model.reading.hard_reading`, for float32 and without gradients; None for anything else."""
+    batch, heads, targets, width = query.shape
+    positions, value_width = value.shape[2:]
+    tensors = [query, key, value]
+    if any(t.dtype != torch.float32 for t in [*tensors, bias]) or not (query.numel() and value.numel()):
+        return None
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in tensors)
+    context = query.new_empty(batch, targets, heads, value_width).transpose(1, 2)
+    boundary = torch.empty(batch, heads, targets, dtype=torch.long)
+    bias = bias.contiguous()
+    start = None if start is None else start.contiguous()
+    mask = None if source_mask is None else source_mask.contiguous()
+    strides = [(ctypes.c_int64 * 3)(*t.stride()[:3]) for t in (query, key, value, context)]
+    problem = _Reading(
+        batch, heads, targets, positions, width, value_width, rule == "cumulative",
+        *map(pointer, (query, key, value)), *strides[:3],
+        *map(pointer, (bias, start, mask, context)), strides[3], pointer(boundary),
+    )  # fmt: skip
+    call("reading", "read_hard", ctypes.byref(problem))
+    return context, boundary

@@ -1,0 +1,69 @@
+"""Compiles the Triton kernels for an NVIDIA GPU that need not be there: compile_triton_kernels.py CAPABILITY (80, 90).
+
+Prints the name and the shared memory, in bytes, of each kernel that the calls below would launch.
+"""
+
+import sys
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from hf_entmax_asr.kernels.triton_alignment import expected_alignment_backward, expected_alignment_forward
+from hf_entmax_asr.kernels.triton_attention import attention_backward, attention_forward
+from hf_entmax_asr.kernels.triton_entmax import entmax_backward, entmax_forward
+from hf_entmax_asr.kernels.triton_soft_attention import soft_attention_backward, soft_attention_forward
+
+
+class AbsentGpu:
+    """As much of a driver as the compiler asks for."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", int(sys.argv[1]), 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+
+def compile_only(run):
+    def compile_and_report(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        print(f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__} {kernel.metadata.shared}")
+
+    return compile_and_report
+
+
+def attention(dtype: torch.dtype, width: int, masked: bool, is_causal: bool, biased: bool, dropping: bool) -> None:
+    query, key, value = (torch.randn(1, 2, 100, width, dtype=dtype) for _ in range(3))
+    mask = torch.ones(1, 1, 1, 100, dtype=torch.bool) if masked else None
+    bias = torch.randn(2, 1, 100) if biased else None
+    inputs = (query, key, value, torch.rand(2) + 1, mask, bias, torch.zeros(1, dtype=torch.int64) if dropping else None)
+    out, *saved = attention_forward(*inputs, is_causal, 0.1, 0.1)
+    attention_backward(out, *inputs, *saved, is_causal, 0.1, 0.1)
+
+
+if __name__ == "__main__":
+    driver.set_active(AbsentGpu())
+    JITFunction.run = compile_only(JITFunction.run)
+    for dtype in (torch.float32, torch.bfloat16):
+        scores, alpha = torch.randn(2, 2, 9, 300, dtype=dtype), torch.rand(2, 1, 1) + 1
+        weights = entmax_forward(scores, alpha, scores > 0)
+        entmax_backward(scores, weights, alpha)
+        energy = torch.randn(2, 2, 3, 2000, dtype=dtype)
+        mask = torch.ones(2, 2000, dtype=torch.bool)
+        alignment, reached = expected_alignment_forward(energy, mask, energy[:, :, 0])
+        expected_alignment_backward(alignment, energy, mask, reached)
+        for chunk_size in (4, None):
+            beta = soft_attention_forward(alignment, energy, mask, chunk_size)
+            soft_attention_backward(beta, alignment, energy, mask, chunk_size)
+    attention(torch.bfloat16, 64, masked=True, is_causal=False, biased=False, dropping=False)
+    attention(torch.float32, 64, masked=True, is_causal=False, biased=False, dropping=False)
+    attention(torch.float16, 128, masked=False, is_causal=True, biased=True, dropping=True)
+    attention(torch.float32, 256, masked=False, is_causal=False, biased=False, dropping=False)
+    attention(torch.bfloat16, 512, masked=False, is_causal=False, biased=False, dropping=False)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    attention(torch.float32, 64, masked=False, is_causal=False, biased=False, dropping=False)

@@ -1,0 +1,121 @@
+"""The native hard reading against the eager form, and generation with it against generation without."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hf_entmax_asr import kernels
+from hf_entmax_asr.kernels import backend
+from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
+from hf_entmax_asr.model.reading import hard_reading
+from small_models import small_model
+
+pytestmark = pytest.mark.skipif(not backend.cpu_available(), reason="no native kernels on this machine")
+
+RULES = ("threshold", "cumulative")
+
+
+def inputs(batch: int, heads: int, targets: int, positions: int, width: int, seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    lengths = torch.randint(1, positions + 1, (batch,))
+    return {
+        "query": torch.randn(batch, heads, targets, width),
+        "key": torch.randn(batch, heads, positions, width),
+        "value": torch.randn(batch, heads, positions, width + 3),
+        "bias": torch.randn(heads) - 2,
+        "start": torch.randint(0, positions, (batch, heads)),
+        "source_mask": torch.arange(positions) < lengths[:, None],
+    }
+
+
+def agree(rule: str, **given: Tensor | None) -> None:
+    assert kernels.hard_reading(*given.values(), rule) is not None
+    context, boundary = hard_reading(**given, rule=rule)
+    with kernels.use("eager"):
+        expected, stops = hard_reading(**given, rule=rule)
+    assert torch.equal(boundary, stops)
+    assert torch.equal(context, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, high) for high in (3, 4, 6, 70, 40)]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_stops_and_values_are_those_of_the_eager_form(rule, sizes, padded, started, seed):
+    given = inputs(*sizes, seed)
+    given["start"] = given["start"] if started else None
+    given["source_mask"] = given["source_mask"] if padded else None
+    agree(rule, **given)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_views_of_any_layout(rule):
+    given = inputs(2, 3, 4, 30, 16, seed=0)
+    for name in ("query", "key", "value"):
+        given[name] = given[name].transpose(1, 2).contiguous().transpose(1, 2)
+    given["start"] = torch.stack([given["start"]] * 3, 2)[:, :, 1]
+    agree(rule, **given)
+    given["key"] = given["key"].mT.contiguous().mT
+    agree(rule, **given)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_energies_without_bound_and_without_number(rule):
+    given = inputs(1, 2, 3, 9, 4, seed=1)
+    given |= {"start": None, "source_mask": None}
+    for bias in (torch.inf, -torch.inf, torch.nan):
+        given["bias"] = torch.full((2,), bias)
+        agree(rule, **given)
+
+
+def test_what_has_no_native_form():
+    given = inputs(1, 2, 3, 9, 4, seed=1)
+    arguments = [*given.values(), "threshold"]
+    assert kernels.hard_reading(*[t.double() if t is given["query"] else t for t in arguments]) is None
+    assert kernels.hard_reading(*[t.requires_grad_() if t is given["value"] else t for t in arguments]) is None
+    with torch.no_grad():
+        assert kernels.hard_reading(*arguments) is not None
+
+
+def test_gradients_reach_what_is_read():
+    given = inputs(1, 2, 3, 9, 4, seed=1)
+    value = given["value"].requires_grad_()
+    context, boundary = hard_reading(**given)
+    context.sum().backward()
+    counts = torch.zeros(1, 2, 9).scatter_add(2, boundary, torch.ones(1, 2, 3))
+    assert torch.equal(value.grad, counts.unsqueeze(-1).expand_as(value))
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_generation_is_the_same_with_and_without(num_beams):
+    model = small_model(lively=True).eval()
+    torch.manual_seed(0)
+    features = torch.randn(3, 61, model.config.num_mel_bins)
+    mask = torch.arange(61) < torch.tensor([[61], [40], [13]])
+    arguments = {"attention_mask": mask.long(), "num_beams": num_beams, "max_new_tokens": 12, "do_sample": False}
+    native = model.generate(features, return_dict_in_generate=True, **arguments)
+    with kernels.use("eager"):
+        eager = model.generate(features, return_dict_in_generate=True, **arguments)
+    assert torch.equal(native.sequences, eager.sequences)
+    for ours, theirs in zip(native.boundaries, eager.boundaries, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_reordering_beams_moves_positions_alone_within_an_utterance():
+    keys, values = torch.randn(2, 1, 5, 3).repeat_interleave(2, 0), torch.randn(2, 1, 5, 3).repeat_interleave(2, 0)
+    layer = MonotonicLayer(num_beams=2)
+    layer.update(keys, values)
+    layer.record(torch.arange(4).view(4, 1, 1), 0)
+    held = layer.keys
+    layer.reorder_cache(torch.tensor([1, 1, 2, 3]))
+    assert layer.keys is held
+    assert layer.progress.flatten().tolist() == [1, 1, 2, 3]
+    layer.reorder_cache(torch.tensor([2, 3, 0, 1]))  # across utterances
+    assert torch.equal(layer.keys, keys[[2, 3, 0, 1]])
+    assert layer.progress.flatten().tolist() == [2, 3, 1, 1]
