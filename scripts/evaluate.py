@@ -21,10 +21,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.metrics import Edit, align, bootstrap_interval, confusions, count_edits, html_report
+from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.text import RULES, normalizer
 from hf_entmax_asr.training import CheckpointError, DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.training.checkpointing import write_text_atomically
-from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.evaluation import is_monotonic, load_recogniser
 from hf_entmax_asr.training.utterances import Utterances, prepare_split
 
 CONFUSIONS_PRINTED = 10
@@ -51,6 +52,7 @@ def parse() -> argparse.Namespace:
         "--normalization", choices=tuple(RULES), default="basic", help="rule of the second scores (default: basic)"
     )
     parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
+    add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
 
@@ -85,6 +87,18 @@ def write_utterances(
         }
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text_atomically(path, "".join(lines))
+
+
+def search_of(arguments: argparse.Namespace, model) -> str:
+    """How the texts were found, in one line."""
+    beams = f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"
+    heads = f", {model.config.monotonic_decoding} monotonic heads" if is_monotonic(model) else ""
+    if arguments.lm is None:
+        return f"{beams}{heads}, no language model"
+    return (
+        f"{beams}{heads}, language model {arguments.lm} (weight {arguments.lm_weight:g}, insertion bonus "
+        f"{arguments.insertion_bonus:g})"
+    )
 
 
 def summarise(
@@ -132,6 +146,7 @@ def main() -> int:
         return 1
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        model = with_language_model(model, processor, arguments)
         utterances = load_utterances(arguments, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (
@@ -147,14 +162,18 @@ def main() -> int:
                 num_beams=arguments.num_beams,
                 progress=bar.update,
             )
-    except (CheckpointError, DataError, FileNotFoundError) as error:
+            search = search_of(arguments, model)
+    except (CheckpointError, DataError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
     word_alignments = align(utterances.texts, hypotheses)
     shown = word_alignments if arguments.unit == "word" else align(utterances.texts, hypotheses, "character")
     if arguments.output is not None:
         write_utterances(arguments.output, utterances, hypotheses, word_alignments)
-    summary = summarise(utterances, hypotheses, word_alignments, normalize, arguments.normalization)
+    summary = [
+        ("Search", search),
+        *summarise(utterances, hypotheses, word_alignments, normalize, arguments.normalization),
+    ]
     heading = f"{len(utterances)} utterances of {arguments.split}"
     print_scores(heading, summary, shown)
     if arguments.report is not None:

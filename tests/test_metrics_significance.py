@@ -1,6 +1,7 @@
 """Bootstrap against closed forms, a naive twin and simulated data; the matched-pair test against worked examples."""
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -168,6 +169,35 @@ def test_the_statistic_by_hand():
     many = matched_pairs([(1, 0), (3, 1), (1, 1), (2, 1)] * 20)
     assert many.caution is None
     assert many.p_value < test.p_value
+
+
+def damaged(words: list[str], rate: float, random: Random) -> str:
+    """Deletions, substitutions and insertions, each as likely."""
+    heard = []
+    for word in words:
+        kind = 3 * random.random() / rate
+        if kind >= 1:
+            heard.append(f"x{word}" if kind < 2 else word)
+        if 2 <= kind < 3:
+            heard.append("y")
+    return " ".join(heard)
+
+
+@pytest.mark.parametrize(
+    ("seed", "segments", "totals", "mean", "statistic"),
+    [(1, 90, (66, 90), -0.267, -1.978), (3, 114, (72, 125), -0.465, -4.552)],
+)
+def test_the_test_of_nist(seed, segments, totals, mean, statistic):
+    """What sclite and sc_stats 2.4.10 (Debian's sctk) print for the same texts: `sc_stats -t mapsswe -v`."""
+    random = Random(seed)
+    references = [[f"w{random.randrange(30)}" for _ in range(random.randrange(3, 15))] for _ in range(60)]
+    hypotheses = [[damaged(words, rate, random) for words in references] for rate in (0.15, 0.25)]
+    a, b = (align([" ".join(words) for words in references], texts) for texts in hypotheses)
+    found = [segment for edits in zip(a, b, strict=True) for segment in error_segments(*edits)]
+    test = matched_pairs(found)
+    assert test.segments == segments
+    assert (sum(x for x, _ in found), sum(y for _, y in found)) == totals
+    assert (round(test.mean, 3), round(test.statistic, 3)) == (mean, statistic)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=60))

@@ -43,6 +43,8 @@ def test_evaluate_writes_a_report_that_agrees_with_what_it_prints(call, checkpoi
     assert len(page.articles) == len(records) == 6
     for line in re.findall(r"[WC]ER \d.*", out):
         assert line in page.text
+    assert "greedy, soft monotonic heads, no language model" in out
+    assert "greedy, soft monotonic heads, no language model" in page.text
     assert "confidence), bootstrap over 6 utterances" in out
     assert "Normalised by the rule 'basic'" in out
     errors = sum(1 for record in records for _ in range(record["substitutions"]))

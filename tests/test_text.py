@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_entmax_asr.corpora.aishell1 import normalise_aishell1
 from hf_entmax_asr.text import RULES, normalizer
 
 WORKED = [
@@ -16,7 +17,7 @@ WORKED = [
     ("english", "The colour", "the colour"),
     ("wsj", "<NOISE> MR. SMITH <UNK> :COLON *GUESS* <SPOKEN_NOISE>", "MR. SMITH COLON GUESS"),
     ("wsj", "THE SHARE-HOLDER COMPAIGN APPROACHES- RESEACHERS", "THE SHAREHOLDER CAMPAIGN APPROACHES RESEARCHERS"),
-    ("aishell1", " 广州 ｔ a Ｉ ﾠ楼市　Ａ股１", "广州TAIﾠ楼市A股1"),
+    ("aishell1", " 广州 ｔ a Ｉ ﾠ楼市　Ａ股１", "广州TAIﾠ楼市A股１"),
 ]
 
 
@@ -32,6 +33,11 @@ def test_every_rule_takes_any_text_and_leaves_no_space_around_it(rule, text):
     assert normal == normal.strip()
     if rule in ("wsj", "aishell1"):
         assert all(len(gap) <= 1 for gap in normal.split(" ")) or "  " not in normal
+
+
+@given(st.text(st.sampled_from("ab Ａｚ１，　而对\u3000\n"), max_size=30))
+def test_the_rule_for_aishell_is_that_of_its_corpus(text):
+    assert normalizer("aishell1")(text) == normalise_aishell1(text)
 
 
 def test_a_spelling_table_makes_spellings_equal(tmp_path):

@@ -1,10 +1,51 @@
 """What attention did: functions of attention maps and head boundaries (tensors), never of models.
 
-sparsity   exact zeros, support sizes, distribution of the weights
-word_ends  monotonic heads against the true ends of words; word times
-plots      pictures of all of it (needs the extra `plots`)
+sparsity           exact zeros, support sizes, distribution of the weights
+locality           near or far: diagonality (CAD), verticality, entropy, agreement between heads
+phonemes           phoneme labels in time, from TextGrid and CTM files
+phoneme_aligner    the same for English from audio and text (needs the extra `phonemes`)
+phoneme_attention  which phonemes attend to which (PAR); which heads are phonetic, which linguistic
+probe              how well phonemes can be told apart in each layer
+monotonic_heads    who runs ahead and who keeps the others waiting
+word_ends          monotonic heads against the true ends of words; word times
+plots              pictures of attention and heads (needs the extra `plots`)
+report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in
+                   words; drawn by pictures, phoneme_pictures and head_agreement
 """
 
+from hf_entmax_asr.analysis.locality import (
+    AgreementMeter,
+    MeanMeter,
+    attention_entropy,
+    cross_attention_measures,
+    diagonality,
+    diagonality_curve,
+    head_divergence,
+    self_attention_measures,
+    uniform_attention,
+    verticality,
+)
+from hf_entmax_asr.analysis.monotonic_heads import MonotonicMeter, MonotonicSummary
+from hf_entmax_asr.analysis.phoneme_aligner import AlignmentError, PocketsphinxAligner
+from hf_entmax_asr.analysis.phoneme_attention import (
+    PhonemeAttention,
+    PhonemeAttentionMeter,
+    head_roles,
+    phoneme_attention,
+    relative_diagonality,
+)
+from hf_entmax_asr.analysis.phonemes import (
+    Interval,
+    LabelError,
+    labels_at_positions,
+    labels_of,
+    phoneme,
+    phoneme_classes,
+    place_of,
+    read_ctm,
+    read_label_folder,
+    read_textgrid,
+)
 from hf_entmax_asr.analysis.plots import (
     plot_alphas,
     plot_attention_maps,
@@ -13,6 +54,8 @@ from hf_entmax_asr.analysis.plots import (
     plot_transforms,
     save_png,
 )
+from hf_entmax_asr.analysis.probe import PhonemeProbe, ProbeResult, split_disjoint
+from hf_entmax_asr.analysis.report import Example, write_report
 from hf_entmax_asr.analysis.sparsity import (
     ScoreHistogram,
     SparsityCounts,
@@ -33,7 +76,20 @@ from hf_entmax_asr.analysis.word_ends import (
 )
 
 __all__ = [
+    "AgreementMeter",
+    "AlignmentError",
+    "Example",
     "HeadScore",
+    "Interval",
+    "LabelError",
+    "MeanMeter",
+    "MonotonicMeter",
+    "MonotonicSummary",
+    "PhonemeAttention",
+    "PhonemeAttentionMeter",
+    "PhonemeProbe",
+    "PocketsphinxAligner",
+    "ProbeResult",
     "ScoreHistogram",
     "SparsityCounts",
     "SparsityMeter",
@@ -42,15 +98,36 @@ __all__ = [
     "WordTime",
     "align_words",
     "allowed_entries",
+    "attention_entropy",
     "best_heads",
+    "cross_attention_measures",
+    "diagonality",
+    "diagonality_curve",
+    "head_divergence",
+    "head_roles",
+    "labels_at_positions",
+    "labels_of",
+    "phoneme",
+    "phoneme_attention",
+    "phoneme_classes",
+    "place_of",
     "plot_alphas",
     "plot_attention_maps",
     "plot_boundaries",
     "plot_scores",
     "plot_transforms",
+    "read_ctm",
+    "read_label_folder",
+    "read_textgrid",
+    "relative_diagonality",
     "save_png",
+    "self_attention_measures",
     "sparsity_counts",
+    "split_disjoint",
     "token_words",
+    "uniform_attention",
+    "verticality",
     "word_end_errors",
     "word_times",
+    "write_report",
 ]

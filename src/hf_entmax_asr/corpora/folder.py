@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
+from hf_entmax_asr.corpora.sphere import decode_shortened, is_shortened
+
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
@@ -68,28 +70,40 @@ def read_audio(item: Mapping[str, Any] | str | Path, sampling_rate: int = 16_000
     """Decode one audio file to a float32 waveform (samples,) at `sampling_rate` (Hz), in [-1, 1] as stored.
 
     `item` is a path, or the `{"path", "bytes"}` of an undecoded datasets Audio column; bytes win over the path. Several
-    channels are mixed to one by their mean; another sampling rate is resampled (see `resample`).
+    channels are mixed to one by their mean; another sampling rate is resampled (see `resample`). libsndfile decodes;
+    SPHERE files with embedded shorten, which it cannot read, go to PyAV.
     Raises FileNotFoundError for a missing file; ValueError for audio that cannot be decoded, is empty, is cut short, or
-    holds NaN or infinite samples.
+    holds NaN or infinite samples; ImportError for a shorten-compressed file without PyAV.
     """
     content, name = _content(item)
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            announced, stored_rate, container = file.frames, file.samplerate, file.format
-            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name}: cannot be decoded ({error.error_string}); convert it to WAV or FLAC") from error
-    cut = _cut_short(content[:64], content[-_OGG_LAST_PAGE:], len(content))
-    if cut is None and container != "MP3" and len(samples) < announced:  # an MP3 header only estimates its length
-        cut = f"its header announces {announced} samples, {len(samples)} follow"
-    if cut:
-        raise ValueError(f"{name}: the file is cut short: {cut}; fetch or convert it again")
+        samples, stored_rate = _decode(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if not len(samples):
         raise ValueError(f"{name}: the file holds no audio samples")
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
         raise ValueError(f"{name}: {bad} of {samples.size} samples are NaN or infinite; convert the file again")
     return resample(samples.mean(axis=1), stored_rate, sampling_rate)
+
+
+def _decode(content: bytes) -> tuple[np.ndarray, int]:
+    """Float32 samples (samples, channels) and their rate (Hz); ValueError where they cannot be had whole."""
+    try:
+        if is_shortened(content):
+            return decode_shortened(content)
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            announced, stored_rate, container = file.frames, file.samplerate, file.format
+            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"cannot be decoded ({error.error_string}); convert it to WAV or FLAC") from error
+    cut = _cut_short(content[:64], content[-_OGG_LAST_PAGE:], len(content))
+    if cut is None and container != "MP3" and len(samples) < announced:  # an MP3 header only estimates its length
+        cut = f"its header announces {announced} samples, {len(samples)} follow"
+    if cut:
+        raise ValueError(f"the file is cut short: {cut}; fetch or convert it again")
+    return samples, stored_rate
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -174,7 +188,7 @@ def _read_split(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
             continue
         seen[identity] = name
         try:
-            duration = _duration(path)
+            duration = audio_duration(path)
         except ValueError as error:
             faults.setdefault("cannot be read as audio", []).append(f"{path} ({error})")
             continue
@@ -209,22 +223,43 @@ def _audio_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _duration(path: Path) -> float:
-    """Length in seconds from the file's header; ValueError when there is none, no audio, or the file is cut short."""
+def audio_duration(item: Path | bytes) -> float:
+    """Length in seconds of an audio file, given by path or as its bytes; read from its header where that is enough.
+
+    A shorten-compressed file is decoded, for nothing short of that tells whether it is whole; so is the end of a FLAC
+    file. Raises ValueError when there is no audio, it cannot be read, or the file is cut short.
+    """
     try:
-        info = soundfile.info(str(path))
+        with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
+            head = file.read(4096)  # more than any SPHERE header in use
+            if is_shortened(head):
+                samples, sampling_rate = decode_shortened(head + file.read())
+                if not len(samples):
+                    raise ValueError("no audio samples")
+                return len(samples) / sampling_rate
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - _OGG_LAST_PAGE))
+            cut = _cut_short(head, file.read(), size)
+            if cut:
+                raise ValueError(f"cut short: {cut}")
+            file.seek(0)
+            with soundfile.SoundFile(file) as audio:
+                if not audio.frames:
+                    raise ValueError("no audio samples")
+                if audio.format == "FLAC" and not _reaches_its_end(audio):
+                    raise ValueError("cut short: its last samples are missing")
+                return audio.frames / audio.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(error.error_string) from error
-    with open(path, "rb") as file:
-        head = file.read(64)
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - _OGG_LAST_PAGE))
-        cut = _cut_short(head, file.read(), size)
-    if cut:
-        raise ValueError(f"cut short: {cut}")
-    if not info.frames:
-        raise ValueError("no audio samples")
-    return info.frames / info.samplerate
+
+
+def _reaches_its_end(audio: soundfile.SoundFile) -> bool:
+    """Whether the last sample can be decoded: FLAC's header tells its length in samples, but none in bytes."""
+    try:
+        audio.seek(audio.frames - 1)
+        return len(audio.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return False
 
 
 _OGG_LAST_PAGE = 65_307  # the longest an Ogg page can be (RFC 3533)

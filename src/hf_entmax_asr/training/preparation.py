@@ -1,5 +1,6 @@
 """What stands before the first step: the data, checked; the processor, fitted to it; the model, sized by both."""
 
+import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import numpy as np
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import concatenate_datasets
 from transformers import AutoTokenizer
 
-from hf_entmax_asr.corpora.folder import load_folder, read_audio
+from hf_entmax_asr.corpora import read_audio, read_corpus
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
@@ -141,37 +143,47 @@ def load_rows(recipe: Recipe) -> dict[str, Any]:
     """The recipe's splits as data sets, by role ("train", "validation").
 
     Raises:
-        DataError: no data folder is named, or it lacks a split.
+        DataError: no data folder is named, it is damaged, or it lacks a split.
     """
-    if recipe.data.path is None:
+    section = recipe.data
+    if section.path is None:
         raise DataError("no data: give --data FOLDER or set data.path in the recipe")
+    roles = {"train": section.train_split, "validation": section.validation_split}
+    wanted = {role: name.split("+") for role, name in roles.items() if name is not None}
+    options: dict[str, Any] = {}
+    if section.corpus != "folder":  # a folder's splits are known only once it is read
+        options = {"splits": list(itertools.chain(*wanted.values())), "bad_utterances": section.bad_utterances}
     try:
-        splits = load_folder(recipe.data.path)
-    except (FileNotFoundError, ValueError) as error:
+        splits = read_corpus(section.corpus, section.path, **options).splits
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(str(error)) from error
     rows = {}
-    for role, name in (("train", recipe.data.train_split), ("validation", recipe.data.validation_split)):
-        if name is None:
-            continue
-        if name not in splits:
+    for role, names in wanted.items():
+        if absent := [name for name in names if name not in splits]:
             raise DataError(
-                f"{recipe.data.path} has no split {name!r} (it has {', '.join(map(repr, splits))}); "
+                f"{section.path} has no split {absent[0]!r} (it has {', '.join(map(repr, splits))}); "
                 f"set data.{role}_split" + (" to one of them, or to null" if role == "validation" else "")
             )
-        rows[role] = splits[name]
+        rows[role] = concatenate_datasets([splits[name] for name in names]) if len(names) > 1 else splits[names[0]]
     return rows
 
 
 def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     """Feature extractor by the recipe (global CMVN measured on the training split) and tokenizer of its text."""
     extractor = EntmaxAsrFeatureExtractor(**recipe.features)
-    if extractor.cmvn == "global":
+    prepared = None if recipe.data.prepared is None else _prepared(recipe.data.prepared)
+    if extractor.cmvn == "global" and prepared is not None:
+        _take_statistics(extractor, prepared.feature_extractor, recipe.data.prepared)
+    elif extractor.cmvn == "global":
         rate = extractor.sampling_rate
         sample = _spread(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
     section, texts = recipe.tokenizer, list(rows["train"]["text"])
     tokenizer: Any
-    if section.path is not None:
+    if prepared is not None:
+        tokenizer = prepared.tokenizer
+        _check_tokenizer(tokenizer, str(recipe.data.prepared))
+    elif section.path is not None:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
         _check_tokenizer(tokenizer, section.path)
     elif section.kind == "character":
@@ -179,6 +191,21 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     else:
         tokenizer = train_bpe_tokenizer(texts, section.vocab_size, nfkc=section.nfkc)
     return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+def _prepared(folder: str) -> EntmaxAsrProcessor:
+    if not (Path(folder) / "processor_config.json").is_file():
+        raise RecipeError(f"data.prepared is {folder}, where scripts/prepare.py has made nothing: run it, or set null")
+    return EntmaxAsrProcessor.from_pretrained(folder)
+
+
+def _take_statistics(extractor: EntmaxAsrFeatureExtractor, prepared: Any, folder: str | None) -> None:
+    """The mean and deviation of another extractor; RecipeError where its features are not the same."""
+    for key in ("feature_size", "sampling_rate", "hop_ms", "window_ms"):
+        ours, theirs = getattr(extractor, key), getattr(prepared, key)
+        if ours != theirs:
+            raise RecipeError(f"features.{key} is {ours}, but {folder} was prepared with {theirs}; prepare it anew")
+    extractor.cmvn_mean, extractor.cmvn_std = prepared.cmvn_mean, prepared.cmvn_std
 
 
 def _check_tokenizer(tokenizer: Any, path: str) -> None:

@@ -39,10 +39,15 @@ class TokenizerSection:
 
 @dataclass
 class DataSection:
-    """Which utterances train and validate, and when the data is refused."""
+    """Which utterances train and validate, and when the data is refused.
 
+    `prepared` is a folder that scripts/prepare.py made: its tokenizer is used, and its statistics for global CMVN.
+    """
+
+    corpus: Literal["folder", "aishell1", "wsj", "librispeech"] = "folder"  # the form of the data at `path`
     path: str | None = None
-    train_split: str = "train"
+    prepared: str | None = None
+    train_split: str = "train"  # of librispeech also several: train-clean-100+train-clean-360
     validation_split: str | None = "validation"  # null: no evaluation
     min_duration: float = 0.1  # seconds
     max_duration: float = 30.0  # seconds; one very long clip in a batch costs more than it teaches
@@ -379,6 +384,8 @@ def _check_values(recipe: Recipe) -> None:
             raise RecipeError(f"{key} is {flat[key]}; it must be above 0")
     if recipe.schedule.max_steps is None and recipe.schedule.max_minutes is None:
         raise RecipeError("the recipe has no end: set schedule.max_steps or schedule.max_minutes")
+    if recipe.data.prepared is not None and recipe.tokenizer.path is not None:
+        raise RecipeError("data.prepared and tokenizer.path both name a tokenizer; set one of them")
     if recipe.data.max_duration <= recipe.data.min_duration:
         raise RecipeError(
             f"data.max_duration ({recipe.data.max_duration} s) must be above data.min_duration "

@@ -1,0 +1,322 @@
+"""The report of an analysis: PNG pictures and one HTML file that holds them all and needs no network.
+
+`write_report(document, folder)` needs the document alone, so a report can be drawn anew from analysis.json.
+"""
+
+import base64
+import html
+import io
+import wave
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from hf_entmax_asr.analysis.findings import findings
+from hf_entmax_asr.analysis.head_agreement import plot_agreement
+from hf_entmax_asr.analysis.phoneme_pictures import plot_phoneme_attention, plot_phoneme_overview
+from hf_entmax_asr.analysis.pictures import (
+    Document,
+    plot_decoder_heads,
+    plot_diagonality_curves,
+    plot_encoder_heads,
+    plot_gates,
+    plot_probe,
+    plot_score_histograms,
+    plot_waiting,
+)
+from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAPS_SHOWN = 6  # layers and heads of an example's maps
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance to look at.
+
+    Attributes:
+        name, reference, hypothesis: its id, what was said, what was recognised.
+        waveform: (samples,) float in [-1, 1] at `sampling_rate`.
+        features: (T, F) log-mel features.
+        maps: one (H, S, S) encoder map per layer.
+        tokens, boundaries: the recognised tokens, and for each monotonic layer where its heads stopped, (H, U); None
+            for a model without monotonic heads.
+        head: (layer, head) whose boundaries carry the tokens.
+        first_layer: number of the first monotonic layer.
+    """
+
+    name: str
+    reference: str
+    hypothesis: str
+    waveform: np.ndarray
+    sampling_rate: int
+    features: Tensor
+    maps: Sequence[Tensor]
+    alphas: Sequence[Tensor] | None = None
+    tokens: Sequence[str] = ()
+    boundaries: Sequence[Tensor] | None = None
+    head: tuple[int, int] = (0, 0)
+    first_layer: int = 0
+
+
+@dataclass(frozen=True)
+class _Picture:
+    file: Path
+    caption: str
+    player: str = ""
+
+
+def write_report(
+    document: Document,
+    folder: str | Path,
+    *,
+    examples: Iterable[Example] = (),
+    history: Sequence[Mapping[str, Any]] = (),
+    seconds_per_frame: float = 0.01,
+) -> Path:
+    """Draws the pictures into `folder` and writes `index.html` beside them; returns its path.
+
+    Args:
+        examples: utterances to draw and to listen to.
+        history: rows of a run's history.jsonl, for the trajectories of α and the gates.
+    """
+    folder = Path(folder)
+    sections = [("Heads of the encoder", _encoder(document, folder))]
+    if document["phonemes"] is not None:
+        sections.append(("Phonemes", _phonemes(document, folder)))
+    sections.append(("Decoder", _decoder(document, folder)))
+    training = _training(history, folder)
+    if training:
+        sections.append(("Over training", training))
+    shown = [picture for example in examples for picture in _example(document, example, folder, seconds_per_frame)]
+    if shown:
+        sections.append(("Examples", shown))
+    target = folder / "index.html"
+    partial = folder / ".index.html.partial"
+    partial.write_text(_page(document, sections), encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def _draw(folder: Path, name: str, figure: "Figure", caption: str) -> _Picture:
+    return _Picture(save_png(figure, folder / f"{name}.png", 110), caption)
+
+
+def _encoder(document: Document, folder: Path) -> list[_Picture]:
+    return [
+        _draw(
+            folder,
+            "encoder_heads",
+            plot_encoder_heads(document),
+            "Every head of the encoder. Relative CAD tells near from far, verticality whether all queries look at the "
+            "same keys, entropy how many keys a query uses.",
+        ),
+        _draw(
+            folder,
+            "diagonality_curves",
+            plot_diagonality_curves(document),
+            "How much of its attention a head spends within a distance. A head above the dashed line looks nearer than "
+            "uniform attention would; CAD is the area below a curve.",
+        ),
+        _draw(
+            folder,
+            "agreement",
+            plot_agreement(document),
+            "How differently two heads look, mean over queries (Jensen-Shannon divergence). Heads that join low in the "
+            "tree could share a map.",
+        ),
+        _draw(
+            folder,
+            "score_histograms",
+            plot_score_histograms(document),
+            "How the weights of self-attention are distributed, all heads together; exact zeros on the left.",
+        ),
+    ]
+
+
+def _phonemes(document: Document, folder: Path) -> list[_Picture]:
+    pictures = [
+        _draw(
+            folder,
+            "phoneme_attention",
+            plot_phoneme_attention(document),
+            "Which phonemes attend to which, for the most phonetic head of up to four layers. Orange: more attention "
+            "than by chance. Frames of the same run are left out. A diagonal means equal phonemes, an orange frame "
+            "phonemes of one place of articulation, a column a phoneme that everybody looks at.",
+        ),
+        _draw(folder, "phoneme_overview", plot_phoneme_overview(document), "The same for every head, in small."),
+    ]
+    if document["probe"] is not None and "error" not in document["probe"]:
+        caption = (
+            "A linear classifier (discriminant analysis) names the phoneme of each frame from the hidden states of one "
+            f"layer; it is tested on {document['probe']['disjoint_by']}s that it did not learn from, without silence."
+        )
+        pictures.append(_draw(folder, "probe", plot_probe(document), caption))
+    return pictures
+
+
+def _decoder(document: Document, folder: Path) -> list[_Picture]:
+    pictures = [
+        _draw(
+            folder, "decoder_heads", plot_decoder_heads(document), "The heads of the decoder, reading the references."
+        )
+    ]
+    if document["monotonic"] is not None:
+        caption = "A token is written when its last head has stopped, so the head furthest to the right sets the delay."
+        pictures.append(_draw(folder, "waiting", plot_waiting(document), caption))
+    return pictures
+
+
+def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[_Picture]:
+    pictures = []
+    if any(row.get("alpha") for row in history):
+        pictures.append(_draw(folder, "alphas", plot_alphas(history), "α of every head over the steps of training."))
+    if any(row.get("gate") for row in history):
+        pictures.append(_draw(folder, "gates", plot_gates(history), "The gate of every monotonic head; 0 removes it."))
+    return pictures
+
+
+def _example(document: Document, example: Example, folder: Path, seconds_per_frame: float) -> list[_Picture]:
+    seconds = document["seconds_per_position"]
+    text = f"“{example.reference}”, recognised as “{example.hypothesis}”" if example.hypothesis else example.reference
+    stem = "".join(c if c.isalnum() else "_" for c in example.name)
+    pictures = []
+    if example.boundaries is not None:
+        figure = plot_boundaries(
+            example.features,
+            example.boundaries,
+            example.tokens,
+            example.head,
+            seconds,
+            seconds_per_frame=seconds_per_frame,
+            first_layer=example.first_layer,
+            title=f"Where each head stopped to write: {example.name}",
+        )
+        file = save_png(figure, folder / f"boundaries_{stem}.png", 110)
+        axes = figure.axes[0]
+        box, limits = axes.get_position(), axes.get_xlim()  # as drawn; the cursor needs them
+        player = _player(example, box.x0, box.x1, limits[0], limits[1], file)
+        caption = f"{text}. Above the spectrogram the tokens, where head {example.head[1]} of layer {example.head[0]} "
+        pictures.append(_Picture(file, caption + "stopped for them; below, the stops of every head.", player))
+    layers, heads = _spread(len(example.maps)), _spread(min(len(weights) for weights in example.maps))
+    maps = plot_attention_maps(
+        example.maps,
+        seconds,
+        alphas=example.alphas,
+        layers=layers,
+        heads=heads,
+        title=f"Encoder self-attention: {example.name}",
+    )
+    pictures.append(_draw(folder, f"maps_{stem}", maps, f"{text}. Exact zeros are white."))
+    return pictures
+
+
+def _spread(count: int) -> list[int]:
+    """All of so many, or evenly spaced ones with the first and the last."""
+    shown = min(count, MAPS_SHOWN)
+    return sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)})
+
+
+def _player(example: Example, left: float, right: float, start: float, end: float, file: Path) -> str:
+    """An audio element and the picture with a cursor; left and right are the axes' edges as shares of the picture."""
+    audio = base64.b64encode(_wav(example.waveform, example.sampling_rate)).decode()
+    alt = html.escape(f"Spectrogram and head boundaries of {example.name}")
+    return (
+        f'<div class="player" data-left="{left:.6f}" data-right="{right:.6f}" data-start="{start:.6f}" '
+        f'data-end="{end:.6f}"><div class="stage"><img src="{_inline(file)}" alt="{alt}">'
+        '<div class="cursor"></div></div>'
+        f'<audio controls preload="auto" src="data:audio/wav;base64,{audio}"></audio></div>'
+    )
+
+
+def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
+    """16-bit mono WAV."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sampling_rate)
+        file.writeframes((np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def _inline(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def _page(document: Document, sections: Sequence[tuple[str, Sequence[_Picture]]]) -> str:
+    title = f"Attention of {document['checkpoint'] or 'a model'}"
+    facts = [
+        ("data", document["data"] or "not named"),
+        ("audio", f"{document['utterances']:,} utterances, {document['audio_seconds'] / 60:.1f} minutes"),
+        ("encoder", _side(document["model"], "encoder")),
+        ("decoder", f"{_side(document['model'], 'decoder')}, {document['model']['cross_attention']} cross-attention"),
+        ("encoder positions", f"one every {1000 * document['seconds_per_position']:.0f} ms"),
+    ]
+    if document["phonemes"] is not None:
+        facts.append(("phoneme labels", document["phonemes"]["source"]))
+    facts += [("left out", f"{len(ids)}: {reason}") for reason, ids in document["skipped"].items()]
+    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
+    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(document))
+    body = "".join(
+        f"<section><h2>{html.escape(name)}</h2>{''.join(map(_figure_html, shown))}</section>"
+        for name, shown in sections
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f"<body><main><h1>{html.escape(title)}</h1><table>{rows}</table><h2>What it shows</h2><ul>{said}</ul>\n{body}"
+        f"<footer>Numbers: analysis.json, version {document['version']}.</footer></main>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _side(model: Mapping[str, Any], side: str) -> str:
+    return f"{model[f'{side}_layers']} layers of {model[f'{side}_attention_heads']} heads, {model[f'{side}_transform']}"
+
+
+def _figure_html(picture: _Picture) -> str:
+    caption = html.escape(picture.caption)
+    shown = picture.player or f'<img src="{_inline(picture.file)}" alt="{caption}">'
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1b1f; --soft: #5a5a66; --page: #ffffff; --line: #dddde3; }
+@media (prefers-color-scheme: dark) { :root { --text: #e8e8ee; --soft: #a7a7b3; --page: #16161a; --line: #3a3a44; } }
+body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top; padding: .2rem 1.2rem .2rem 0; }
+th { font-weight: 600; color: var(--soft); white-space: nowrap; } td { overflow-wrap: anywhere; }
+figure { margin: 1.2rem 0 2rem; } figcaption, footer { color: var(--soft); font-size: .92rem; }
+img { max-width: 100%; height: auto; display: block; background: #fff; border: 1px solid var(--line);
+  border-radius: 6px; }
+.player audio { width: 100%; margin-top: .4rem; } .stage { position: relative; }
+.cursor { position: absolute; top: 0; bottom: 0; width: 2px; background: #d55e00; left: 0; display: none; }
+"""
+SCRIPT = """
+for (const player of document.querySelectorAll('.player')) {
+  const audio = player.querySelector('audio'), cursor = player.querySelector('.cursor');
+  const stage = player.querySelector('.stage'), at = Object.fromEntries(
+    Object.entries(player.dataset).map(([name, value]) => [name, Number(value)]));
+  const move = () => {
+    const share = (audio.currentTime - at.start) / (at.end - at.start);
+    cursor.style.left = 100 * (at.left + share * (at.right - at.left)) + '%';
+    cursor.style.display = 'block';
+    if (!audio.paused) requestAnimationFrame(move);
+  };
+  for (const event of ['play', 'seeked', 'pause']) audio.addEventListener(event, move);
+  stage.addEventListener('click', (event) => {
+    const box = stage.getBoundingClientRect(), x = (event.clientX - box.left) / box.width;
+    const time = at.start + (x - at.left) / (at.right - at.left) * (at.end - at.start);
+    audio.currentTime = Math.max(0, Math.min(audio.duration || 0, time));
+  });
+}
+"""
