@@ -136,9 +136,10 @@ def run_cell(cell: Cell, recipe: Recipe, plan: Plan) -> dict[str, Any]:
 
 def _same_settings(file: Path, recipe: Recipe, plan: Plan) -> None:
     settings = {"recipe": recipe_to_dict(recipe), "test_split": plan.test_split, "num_beams": plan.num_beams}
+    text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
     if not file.is_file():
-        write_text_atomically(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-    elif json.loads(file.read_text(encoding="utf-8")) != settings:
+        write_text_atomically(file, text)
+    elif file.read_text(encoding="utf-8") != text:
         raise CellError(
             f"{file.parent} was begun with other settings (see {file.name} there): ask for the same data, recipe, "
             "budget and test split again, or name another --output"
@@ -163,9 +164,10 @@ def _train(cell: Cell, folder: Path, plan: Plan) -> float | None:
             training.send_signal(signal.SIGINT)
             training.wait()
             raise
-    last_line = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-    if status or not last_line.startswith("finished"):
-        raise CellError(f"training of {cell.name} ended with status {status}: {last_line} (see {log})")
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+    if status or not lines[-1].startswith("finished"):
+        said = max((number for number, line in enumerate(lines) if line.startswith("train.py: ")), default=-1)
+        raise CellError(f"training of {cell.name} ended with status {status}: {' '.join(lines[said:])} (see {log})")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return None if resume else round(used / 60, 2)
