@@ -45,6 +45,15 @@ def test_the_documented_recipe_names_every_key():
         ("optimizer.peak_learning_rate=0", "must be above 0"),
         ("evaluation.tensorboard=1", "evaluation.tensorboard is 1; it must be of type bool"),
         ("model", "--set takes section.key=value"),
+        ("augmentation.speeds=[]", "augmentation.speeds is []; give one or more"),
+        ("augmentation.speeds=[0.9, 3]", "each between 0.5 and 2"),
+        ("augmentation.speeds=1.1", "augmentation.speeds is 1.1; it must be a list"),
+        ("augmentation.noise_share=2", "augmentation.noise_share is 2.0; it must be between 0 and 1"),
+        (
+            "augmentation.noise_snr_db=[20, 10]",
+            "augmentation.noise_snr_db is [20.0, 10.0]; the lower bound",
+        ),
+        ("augmentation.volume_db=3", "augmentation.volume_db is 3.0, which features.cmvn=utterance takes away again"),
     ],
 )
 def test_bad_recipe_values_are_refused_by_name(override, message):
