@@ -117,7 +117,7 @@ def test_the_head_of_a_recipe_says_what_it_is_and_how_to_run_it(name):
 
 @pytest.mark.parametrize(("name", "kind"), [("one_gpu", "NO"), ("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])
 def test_accelerate_reads_its_configuration_files(name, kind):
-    file = SCRIPTS / "accelerate" / f"{name}.yaml"
+    file = SCRIPTS / "launch" / f"{name}.yaml"
     config = load_config_from_file(str(file))  # raises on keys that accelerate does not know
     assert config.distributed_type.value == kind
     assert config.mixed_precision == "bf16"

@@ -96,6 +96,7 @@ class OptimizerSection:
     eps: float = 1e-9
     weight_decay: float = 0.0
     max_gradient_norm: float = 5.0
+    ema_decay: float | None = None  # 0.999: a running mean of the weights is scored and saved; null: the weights
 
 
 @dataclass
@@ -266,6 +267,7 @@ _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
     ("augmentation.volume_db", 0, 40),
     ("augmentation.noise_share", 0, 1),
     ("optimizer.weight_decay", 0, None),
+    ("optimizer.ema_decay", 0, 0.999999),
     ("schedule.warmup_steps", 1, None),
     ("schedule.max_steps", 1, None),
     ("schedule.cooldown_fraction", 0, 1),
