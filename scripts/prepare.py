@@ -8,8 +8,8 @@
 
 The rows (ids, paths, texts, durations) are cached by the datasets library (HF_DATASETS_CACHE says where), so the audio
 files are checked once and training starts at once. OUTPUT (default prepared/CORPUS) is a processor folder, which
-train.py uses by `--set data.corpus=CORPUS data.prepared=OUTPUT`. It is written as a whole or not at all, and kept when
-nothing has changed.
+train.py uses by `--set data.prepared=OUTPUT`, and scripts/recipes/CORPUS_paper.yaml and CORPUS_strong.yaml by
+themselves. It is written as a whole or not at all, and kept when nothing has changed.
 """
 
 import argparse
@@ -171,10 +171,12 @@ def prepare(arguments: argparse.Namespace) -> None:
         write(processor, {"settings": chosen, "splits": counts, "tokens": len(processor.tokenizer)}, arguments.output)
         measured = f"global CMVN of {chosen['cmvn_utterances']:,} utterances"
         print(f"{arguments.output}: {len(processor.tokenizer)} tokens ({chosen['tokenizer']}), {measured}")
+    own = arguments.corpus != "folder"  # these have recipes, which name their validation split
+    recipe = f"scripts/recipes/{arguments.corpus}_strong.yaml" if own else "RECIPE"
     print(
-        f"train with: python scripts/train.py --recipe RECIPE --data {arguments.root} --output runs/{arguments.corpus} "
-        f"--set data.corpus={arguments.corpus} data.prepared={arguments.output} data.train_split={'+'.join(train)} "
-        "data.validation_split=SPLIT"
+        f"train with: python scripts/train.py --recipe {recipe} --data {arguments.root} "
+        f"--output runs/{arguments.corpus} --set data.prepared={arguments.output} data.train_split={'+'.join(train)}"
+        + ("" if own else " data.validation_split=SPLIT")
     )
 
 

@@ -76,6 +76,8 @@ def test_a_recipe_trains_three_steps_on_its_rebuilt_corpus(name, prepared, monke
     overrides = [*SMALL, f"data.path={folder / 'data'}"]
     if corpus == "librispeech":
         overrides.append("data.max_unknown_share=0.2")  # the letters of DEV-CLEAN, which its texts here name
+    if kind == "strong":
+        overrides += ["schedule.straight_through_fraction=0.4", "schedule.cooldown_fraction=0.4"]  # the third step
     recipe = load_recipe(SCRIPTS / "recipes" / f"{name}.yaml", overrides)
     result = train(recipe, tmp_path / "run")
     assert (result.step, result.finished) == (3, True)
@@ -101,6 +103,19 @@ def test_noises_of_wsj_are_one_token_when_a_recipe_makes_its_own_tokenizer_too(p
     tokenizer = EntmaxAsrProcessor.from_pretrained(result.last).tokenizer
     assert tokenizer.get_vocab() == made.get_vocab()
     assert "<NOISE>" in tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("corpus", WRITERS)
+def test_the_other_rows_of_the_papers_table_are_overrides(corpus):
+    file = SCRIPTS / "recipes" / f"{corpus}_paper.yaml"
+    for transform in ("softmax", "sparsemax", "entmax15", "entmax"):
+        both = [f"model.{side}_transform={transform}" for side in ("encoder", "decoder")]
+        for more in (
+            [],
+            ["model.softmax_temperature=0.5"],
+            ["model.cross_attention=full", "model.head_regularizer=none"],
+        ):
+            assert load_recipe(file, both + more).model["encoder_transform"] == transform
 
 
 @pytest.mark.parametrize("name", RECIPES)

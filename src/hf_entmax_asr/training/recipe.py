@@ -66,7 +66,8 @@ class BatchingSection:
 class AugmentationSection:
     """SpecAugment (Park et al. 2019): masked bands of mel bins and of frames; and changes of the waveform.
 
-    With any of the latter, the features of the training split are computed anew in every epoch and never cached.
+    With any of the latter, the features of the training split are computed anew in every epoch and never cached. An
+    utterance that is too short for its text at the speed it gets adds nothing to the CTC loss in that epoch.
     """
 
     frequency_masks: int = 2
