@@ -54,6 +54,7 @@ def test_the_documented_recipe_names_every_key():
             "augmentation.noise_snr_db=[20, 10]",
             "augmentation.noise_snr_db is [20.0, 10.0]; the lower bound",
         ),
+        ("augmentation.noise_path=noises", "augmentation.noise_path is set and augmentation.noise_share is 0"),
         ("augmentation.volume_db=3", "augmentation.volume_db is 3.0, which features.cmvn=utterance takes away again"),
     ],
 )

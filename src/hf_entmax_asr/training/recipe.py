@@ -324,6 +324,8 @@ def _check_augmentation(recipe: Recipe) -> None:
         raise RecipeError(f"augmentation.speeds is {list(section.speeds)}; give one or more, each between 0.5 and 2")
     if section.noise_snr_db[0] > section.noise_snr_db[1]:
         raise RecipeError(f"augmentation.noise_snr_db is {list(section.noise_snr_db)}; the lower bound comes first")
+    if section.noise_path is not None and section.noise_share == 0:
+        raise RecipeError("augmentation.noise_path is set and augmentation.noise_share is 0: no utterance gets noise")
     if section.volume_db > 0 and recipe.features.get("cmvn", "utterance") == "utterance":
         raise RecipeError(
             f"augmentation.volume_db is {section.volume_db}, which features.cmvn=utterance takes away again: set "
