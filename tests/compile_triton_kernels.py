@@ -63,7 +63,3 @@ if __name__ == "__main__":
     attention(torch.bfloat16, 64, masked=True, is_causal=False, biased=False, dropping=False)
     attention(torch.float32, 64, masked=True, is_causal=False, biased=False, dropping=False)
     attention(torch.float16, 128, masked=False, is_causal=True, biased=True, dropping=True)
-    attention(torch.float32, 256, masked=False, is_causal=False, biased=False, dropping=False)
-    attention(torch.bfloat16, 512, masked=False, is_causal=False, biased=False, dropping=False)
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    attention(torch.float32, 64, masked=False, is_causal=False, biased=False, dropping=False)

@@ -55,23 +55,27 @@ def test_python_block_runs(needs, code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)
 
 
-def commands() -> list[str]:
-    """Every line of the README's shell blocks that starts one of our programs, continuation lines joined."""
+def commands() -> dict[str, list[str]]:
+    """By program, every line of the README's shell blocks that starts it, continuation lines joined."""
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return sorted({line.split("  #")[0].strip() for line in lines if "scripts/" in line})
+    result: dict[str, list[str]] = {}
+    for line in lines:
+        for program in re.findall(r"(?:scripts|benchmarks)/[\w/]+\.py", line):
+            result.setdefault(program, []).append(line.split("  #")[0].strip())
+    return result
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command_names_what_exists(command):
-    program = re.search(r"scripts/\w+\.py", command)[0]
+@pytest.mark.parametrize("program", commands())
+def test_commands_name_what_exists(program):
     usage = subprocess.run(
         [sys.executable, ROOT / program, "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for option in re.findall(r"(--[a-z][\w-]*)", command.split(program)[1]):
-        assert option in usage, f"{program} has no option {option}"
-    for recipe in re.findall(r"scripts/recipes/\S+", command):
-        assert (ROOT / recipe).is_file()
+    for command in commands()[program]:
+        for option in re.findall(r"(--[a-z][\w-]*)", command.split(program)[1]):
+            assert option in usage, f"{program} has no option {option}"
+        for file in re.findall(r"scripts/(?:recipes|launch)/\S+", command):
+            assert (ROOT / file).is_file()
 
 
 def test_make_targets_exist():

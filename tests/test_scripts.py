@@ -239,7 +239,7 @@ def test_evaluate_batches_do_not_change_the_result(call, checkpoint, tones, tmp_
 def test_evaluate_names_what_it_lacks(call, checkpoint, tones):
     status, _, error = call("evaluate", checkpoint, tones, "--split", "dev")
     assert status == 1
-    assert "no split 'dev'; --split takes one of test, train" in error
+    assert "no split 'dev'; it has test, train" in error
     status, _, error = call("evaluate", tones / "nothing", tones)
     assert status == 1
     assert "there is no folder" in error
