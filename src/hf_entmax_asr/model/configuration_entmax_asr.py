@@ -74,6 +74,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
         attention_topk (`int`): k of `"topk"`.
         entmax_alpha_init (`float`): α of `"entmax"` before training, inside (1, 2).
 
+    Attention map reuse (Shim, Choi, Sung, ICLR 2022; not in the paper):
+        encoder_map_groups, decoder_map_groups (`list[int]` or `None`): sizes of groups of consecutive layers, from the
+            first layer on, that share one self-attention map: `[1, 3, 2]` computes three maps for six layers. The
+            first layer of a group computes the map; the others have values and an output projection alone. `None`:
+            each layer has its own map.
+
     Monotonic cross-attention (Sec. III-B):
         cross_attention (`str`): `"monotonic"` or `"full"`.
         first_monotonic_layer (`int`): decoder layers below it keep full cross-attention.
@@ -147,6 +153,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
     attention_topk: int = 16
     entmax_alpha_init: float | int = 1.5
 
+    encoder_map_groups: list[int] | tuple[int, ...] | None = None
+    decoder_map_groups: list[int] | tuple[int, ...] | None = None
+
     cross_attention: str = "monotonic"
     first_monotonic_layer: int = 0
     monotonic_chunk_size: int | None = 1
@@ -178,6 +187,23 @@ class EntmaxAsrConfig(PreTrainedConfig):
     def downsampling_factor(self) -> int:
         """Feature frames per encoder position."""
         return 2**self.subsampling_layers
+
+    def map_layer(self, side: str, layer: int) -> int:
+        """The layer whose self-attention map layer `layer` of `side` ("encoder" or "decoder") uses: itself or an
+        earlier one."""
+        first = layer
+        if (sizes := getattr(self, f"{side}_map_groups")) is not None:
+            first = 0
+            for size in sizes:
+                if layer < first + size:
+                    break
+                first += size
+        return first
+
+    def lends_map(self, side: str, layer: int) -> bool:
+        """Whether a later layer of `side` ("encoder" or "decoder") uses the map of layer `layer`."""
+        last = layer + 1 == getattr(self, f"{side}_layers")
+        return not last and self.map_layer(side, layer + 1) == layer
 
     def is_monotonic(self, layer: int) -> bool:
         """Whether decoder layer `layer` reads the audio with monotonic attention."""
@@ -223,6 +249,18 @@ class EntmaxAsrConfig(PreTrainedConfig):
                 f"entmax_alpha_init = {self.entmax_alpha_init} must lie strictly between 1 and 2 (α = 1 + sigmoid(a)); "
                 "for the ends use the transforms 'softmax' and 'sparsemax'."
             )
+
+    def validate_map_groups(self):
+        """Refuses groups that do not cover the layers."""
+        for side in ("encoder", "decoder"):
+            sizes, layers = getattr(self, f"{side}_map_groups"), getattr(self, f"{side}_layers")
+            if sizes is None:
+                continue
+            if any(size < 1 for size in sizes) or sum(sizes) != layers:
+                raise ValueError(
+                    f"{side}_map_groups = {list(sizes)} must be sizes of at least 1 that add up to {side}_layers = "
+                    f"{layers}, not to {sum(sizes)}; None shares no map."
+                )
 
     def validate_monotonic(self):
         """Refuses monotonic and head options that contradict each other."""
