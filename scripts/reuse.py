@@ -15,11 +15,9 @@ The new checkpoint has to be trained further, which takes a small part of the fi
 """
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
@@ -28,7 +26,7 @@ from hf_entmax_asr.analysis import MapGroups, map_groups_of
 from hf_entmax_asr.training import CheckpointError
 from hf_entmax_asr.training.checkpointing import atomic_folder
 from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.surgery import share_maps
+from hf_entmax_asr.training.surgery import read_analysis, share_maps
 
 
 def parse() -> argparse.Namespace:
@@ -50,18 +48,6 @@ def parse() -> argparse.Namespace:
     if (arguments.budget is not None or arguments.decoder_budget is not None) and arguments.analysis is None:
         parser.error("a budget needs --analysis REPORT/analysis.json, which scripts/analyze.py makes")
     return arguments
-
-
-def read_analysis(path: Path, config: Any) -> dict[str, Any]:
-    """The document, if it can be one of a model with this configuration; ValueError where not."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no analysis that can be read: {error}") from error
-    for name, value in document.get("model", {}).items():
-        if getattr(config, name, value) != value:
-            raise ValueError(f"{path} is of another model: {name} is {value} there and {getattr(config, name)} here.")
-    return document
 
 
 def describe(side: str, proposal: MapGroups) -> str:

@@ -7,7 +7,7 @@ phoneme_aligner    the same for English from audio and text (needs the extra `ph
 phoneme_attention  which phonemes attend to which (PAR); which heads are phonetic, which linguistic
 probe              how well phonemes can be told apart in each layer
 monotonic_heads    who runs ahead and who keeps the others waiting
-reuse              which layers can share an attention map
+reuse              which layers can share an attention map, which heads are redundant
 word_ends          monotonic heads against the true ends of words; word times
 plots              pictures of attention and heads (needs the extra `plots`)
 report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in
@@ -57,7 +57,13 @@ from hf_entmax_asr.analysis.plots import (
 )
 from hf_entmax_asr.analysis.probe import PhonemeProbe, ProbeResult, split_disjoint
 from hf_entmax_asr.analysis.report import Example, write_report
-from hf_entmax_asr.analysis.reuse import MapGroups, map_groups_of, propose_map_groups
+from hf_entmax_asr.analysis.reuse import (
+    MapGroups,
+    RedundantHead,
+    map_groups_of,
+    propose_map_groups,
+    redundant_heads,
+)
 from hf_entmax_asr.analysis.sparsity import (
     ScoreHistogram,
     SparsityCounts,
@@ -93,6 +99,7 @@ __all__ = [
     "PhonemeProbe",
     "PocketsphinxAligner",
     "ProbeResult",
+    "RedundantHead",
     "ScoreHistogram",
     "SparsityCounts",
     "SparsityMeter",
@@ -124,6 +131,7 @@ __all__ = [
     "read_ctm",
     "read_label_folder",
     "read_textgrid",
+    "redundant_heads",
     "relative_diagonality",
     "save_png",
     "self_attention_measures",

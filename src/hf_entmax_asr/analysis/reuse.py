@@ -1,12 +1,13 @@
-"""Which layers can share an attention map, from the measures of an analysis.
+"""Which layers can share an attention map, and which heads are redundant, from the measures of an analysis.
 
 Shim, Choi, Sung (ICLR 2022): low layers are phonetic, upper layers linguistic, and neighbours of one kind attend so
-alike that one map can serve them all. `scripts/reuse.py` applies a proposal to a trained model.
+alike that one map can serve them all. scripts/reuse.py applies a proposal to a trained model, scripts/prune.py removes
+heads.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,3 +115,44 @@ def map_groups_of(document: Mapping[str, Any], maps: int, side: str = "encoder")
     uniform = [m["uniform"]["cad"] for m in modules]
     rule = document.get("role_rule", {})
     return propose_map_groups(cad, uniform, maps, diagonal_from=rule.get("diagonal_from", 0.5))
+
+
+class RedundantHead(NamedTuple):
+    """A head that attends like another of its module, at a Jensen-Shannon divergence of so many bits."""
+
+    module: str
+    head: int
+    like: int
+    bits: float
+
+
+def redundant_heads(heads: Sequence[tuple[str, int]], js_bits: Tensor, count: int) -> list[RedundantHead]:
+    """The `count` heads that are missed least, by how alike heads of one module attend.
+
+    Again and again, the two heads left in one module that differ least are found; the one of them that is nearer to
+    the other heads of the module goes. Heads of different modules read different values and never replace each other.
+
+    Args:
+        heads: (module, head) of each of the N rows, as in the `agreement` of an analysis.
+        js_bits: (N, N) mean divergence between them.
+
+    Raises:
+        ValueError: fewer than `count` heads can go, since each module keeps one.
+    """
+    left: dict[str, list[int]] = {}
+    for row, (module, _) in enumerate(heads):
+        left.setdefault(module, []).append(row)
+    possible = len(heads) - len(left)
+    if not 0 <= count <= possible:
+        raise ValueError(f"{count} heads to remove must lie between 0 and {possible}: each of the modules keeps one.")
+    gone: list[RedundantHead] = []
+    for _ in range(count):
+        pairs = ((a, b) for rows in left.values() for i, a in enumerate(rows) for b in rows[i + 1 :])
+        pair = min(pairs, key=lambda ab: js_bits[ab].item())
+        rows = left[heads[pair[0]][0]]
+        apart = {row: sum(js_bits[row, other].item() for other in rows) for row in pair}
+        goes = pair[0] if apart[pair[0]] < apart[pair[1]] else pair[1]
+        stays = pair[1] if goes == pair[0] else pair[0]
+        rows.remove(goes)
+        gone.append(RedundantHead(*heads[goes], heads[stays][1], js_bits[pair].item()))
+    return gone

@@ -73,12 +73,12 @@ class CrossHeadAttention(nn.Module):
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, T, C) -> (B, H, T, D)."""
+    """(B, T, H·D) -> (B, H, T, D)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, T, D) -> (B, T, C)."""
+    """(B, H, T, D) -> (B, T, H·D)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -93,18 +93,19 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: EntmaxAsrConfig, kind: str, layer_idx: int):
         super().__init__()
         is_cross = kind == "cross"
-        self.num_heads = config.encoder_attention_heads if kind == "encoder" else config.decoder_attention_heads
+        self.num_heads = config.heads(kind, layer_idx)
+        width = self.num_heads * config.head_width(kind)
         self.layer_idx = layer_idx
         self.borrows_map = not is_cross and config.map_layer(kind, layer_idx) != layer_idx
         self.lends_map = not is_cross and config.lends_map(kind, layer_idx)
         self.dropout = config.attention_dropout
-        self.scale = (config.d_model // self.num_heads) ** -0.5
+        self.scale = config.head_width(kind) ** -0.5
         if not self.borrows_map:
-            self.q_proj = nn.Linear(config.d_model, config.d_model)
-            self.k_proj = nn.Linear(config.d_model, config.d_model)
+            self.q_proj = nn.Linear(config.d_model, width)
+            self.k_proj = nn.Linear(config.d_model, width)
             self.transform = AttentionTransform(config, getattr(config, f"{kind}_transform"), self.num_heads)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, width)
+        self.out_proj = nn.Linear(width, config.d_model)
         if is_cross and config.cross_head_transform != "none":
             self.cross_head = CrossHeadAttention(config, self.num_heads)
 

@@ -78,6 +78,11 @@ MODEL_FIELDS = (
     "decoder_layers",
     "encoder_attention_heads",
     "decoder_attention_heads",
+    "encoder_heads_per_layer",
+    "decoder_heads_per_layer",
+    "cross_heads_per_layer",
+    "encoder_map_groups",
+    "decoder_map_groups",
     "d_model",
     "encoder_transform",
     "decoder_transform",
@@ -250,9 +255,9 @@ class _Inspection:
 
     def _monotonic_meter(self) -> MonotonicMeter:
         config, gates = self.model.config, self.model.gates()
-        names = [f"decoder.layers.{i}.encoder_attn" for i in range(config.decoder_layers) if config.is_monotonic(i)]
-        heads = torch.ones(config.decoder_attention_heads)
-        active = [gates.get(name, heads).cpu() != 0 for name in names]
+        layers = [layer for layer in range(config.decoder_layers) if config.is_monotonic(layer)]
+        ones = {f"decoder.layers.{layer}.encoder_attn": torch.ones(config.heads("cross", layer)) for layer in layers}
+        active = [gates.get(name, heads).cpu() != 0 for name, heads in ones.items()]
         return MonotonicMeter(config.first_monotonic_layer, active if torch.cat(active).any() else None)
 
     def _labels_of(self, utterances: Utterances, indices: Sequence[int], positions: int) -> Tensor:

@@ -1,13 +1,17 @@
-"""Smaller models out of trained ones: layers that share attention maps."""
+"""Smaller models out of trained ones: layers that share attention maps, and heads removed for good."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.model.attention import MultiHeadAttention
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.monotonic import MonotonicAttention
 
 HeadOrder = Mapping[str, Sequence[int]]
 
@@ -48,6 +52,107 @@ def share_maps(
     for name, order in (head_order or {}).items():
         _reorder_heads(state, name, order, model.get_submodule(f"model.{name}"))
     return _with_weights(model, config, state)
+
+
+@torch.no_grad()
+def remove_heads(
+    model: EntmaxAsrForConditionalGeneration, removed: Mapping[str, Sequence[int]]
+) -> EntmaxAsrForConditionalGeneration:
+    """A copy of `model` without some of its heads: smaller projections, fewer heads for decoding to wait for.
+
+    It computes what `model` does when the outputs of these heads are zero: nothing changes if their gates are zero.
+
+    Args:
+        removed: by module ("encoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"), the numbers of its heads.
+
+    Raises:
+        ValueError: a module or head that is not there, the last head of a layer, layers that share a map but not the
+            heads to remove, or cross-attention with cross-head attention, whose weights are shared among all heads.
+    """
+    modules = attention_modules(model)
+    for name, heads in removed.items():
+        _check_removal(model.config, modules, name, heads)
+    state, config = dict(model.state_dict()), model.config
+    counts = {"encoder": [0] * config.encoder_layers, "decoder": [0] * config.decoder_layers}
+    counts["cross"] = [0] * config.decoder_layers
+    for name, module in modules.items():
+        gone = removed.get(name, ())
+        kept = [head for head in range(module.num_heads) if head not in gone]
+        kind, layer = _place_of(name)
+        counts[kind][layer] = len(kept)
+        if gone:
+            _check_group(config, kind, layer, removed)
+            _keep_heads(state, f"model.{name}", kept, module.num_heads)
+    full = {kind: config.d_model // config.head_width(kind) for kind in counts}
+    changes = {
+        f"{kind}_heads_per_layer": None if set(numbers) == {full[kind]} else numbers for kind, numbers in counts.items()
+    }
+    return _with_weights(model, _changed(config, changes), state)
+
+
+def attention_modules(model: EntmaxAsrForConditionalGeneration) -> dict[str, Any]:
+    """All self- and cross-attention modules, by the names that `alphas()` and an analysis give them."""
+    kinds = (MultiHeadAttention, MonotonicAttention)
+    return {name.removeprefix("model."): module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
+    """The heads whose gate is exactly 0, by module, for `remove_heads`. Of a layer in which all are, one is left out:
+    a layer keeps a head, and decoding does not wait for one whose gate is 0."""
+    off = {}
+    for name, gate in model.gates().items():
+        heads = (gate == 0).nonzero().flatten().tolist()
+        heads = heads[1:] if len(heads) == len(gate) else heads
+        if heads:
+            off[name] = heads
+    return off
+
+
+def read_analysis(path: Path, config: EntmaxAsrConfig) -> dict[str, Any]:
+    """An analysis that scripts/analyze.py wrote, if it can be one of a model with this configuration.
+
+    Raises:
+        ValueError: it cannot be read, or is of another model.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no analysis that can be read: {error}") from error
+    for name, value in document.get("model", {}).items():
+        if getattr(config, name, value) != value:
+            raise ValueError(f"{path} is of another model: {name} is {value} there and {getattr(config, name)} here.")
+    return document
+
+
+def _place_of(name: str) -> tuple[str, int]:
+    """("encoder", "decoder" or "cross"; layer) of an attention module."""
+    side, _, layer, module = name.split(".")
+    return ("cross" if module == "encoder_attn" else side), int(layer)
+
+
+def _check_removal(config: EntmaxAsrConfig, modules: Mapping[str, Any], name: str, heads: Sequence[int]) -> None:
+    if name not in modules:
+        raise ValueError(f"{name!r} is no attention module of this model; it has {', '.join(modules)}.")
+    count = modules[name].num_heads
+    if absent := [head for head in heads if not 0 <= head < count]:
+        raise ValueError(f"{name} has the heads 0 to {count - 1}, and no head {absent[0]}.")
+    if len(set(heads)) == count:
+        raise ValueError(f"{name} would lose all of its {count} heads; at least one must stay.")
+    if heads and _place_of(name)[0] == "cross" and config.cross_head_transform != "none":
+        raise ValueError(
+            f"the heads of {name} cannot be removed: cross_head_transform = {config.cross_head_transform!r} weighs "
+            "each head against the others, so that all would change."
+        )
+
+
+def _check_group(config: EntmaxAsrConfig, kind: str, layer: int, removed: Mapping[str, Sequence[int]]) -> None:
+    if kind == "cross":
+        return
+    layers = range(getattr(config, f"{kind}_layers"))
+    group = [other for other in layers if config.map_layer(kind, other) == config.map_layer(kind, layer)]
+    named = [f"{kind}.layers.{other}.self_attn" for other in group]
+    if len({frozenset(removed.get(name, ())) for name in named}) > 1:
+        raise ValueError(f"{', '.join(named)} share a map, so the same heads must be removed from each of them.")
 
 
 def _changed(config: EntmaxAsrConfig, changes: Mapping[str, object]) -> EntmaxAsrConfig:
