@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Layers that share attention maps against layers with their own: parameters, training, encoding and decoding.
 
-    python benchmarks/map_reuse.py [--groups 12 | 6 6 | ...] [--decoder-groups ...] [--checkpoints BEFORE AFTER]
+    python benchmarks/map_reuse.py [--groups 12 | 6 6 | ...] [--decoder-groups ...]
+    python benchmarks/map_reuse.py --checkpoints runs/demo/best runs/reuse/run/best
 
-Untrained models of the paper's size, or two checkpoints (before and after scripts/reuse.py and training): α that was
-learned makes other maps than α = 1.5. The ratio is new / old: below 1, sharing is faster.
+Untrained models of the paper's size; or two checkpoints, before and after scripts/reuse.py or scripts/prune.py and
+training, since a learned α makes other maps than α = 1.5. The ratio is after / before: below 1, less is faster.
 """
 
 from pathlib import Path
@@ -16,14 +17,14 @@ from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.training.memory import keep_freed_memory
 from timing import compare, machine, parser, table
 
-OWN, SHARED = "own maps", "shared maps"
+BEFORE, AFTER = "before", "after"
 
 
 def untrained(groups: list[int], decoder_groups: list[int] | None, sizes: list[str]) -> dict[str, Any]:
     config = {name: int(value) for name, value in (item.split("=") for item in sizes)}
     shared = {"encoder_map_groups": groups, "decoder_map_groups": decoder_groups}
     models = {}
-    for name, options in ((OWN, {}), (SHARED, shared)):
+    for name, options in ((BEFORE, {}), (AFTER, shared)):
         torch.manual_seed(0)
         models[name] = EntmaxAsrForConditionalGeneration(EntmaxAsrConfig(**config, **options))
     return models
@@ -32,7 +33,7 @@ def untrained(groups: list[int], decoder_groups: list[int] | None, sizes: list[s
 def runs(models: dict[str, Any], batch: int, frames: int, tokens: int) -> dict[str, dict[str, Any]]:
     """What is timed: by task, one program for each model."""
     torch.manual_seed(0)
-    config = models[OWN].config
+    config = models[BEFORE].config
     features = torch.randn(batch, frames, config.num_mel_bins)
     lengths = torch.linspace(0.8 * frames, frames, batch).long()  # padding, as a batch by length has it
     mask = (torch.arange(frames) < lengths[:, None]).long()
@@ -82,11 +83,12 @@ def main() -> None:
     keep_freed_memory()
     if arguments.checkpoints:
         load = EntmaxAsrForConditionalGeneration.from_pretrained
-        models = {name: load(folder) for name, folder in zip((OWN, SHARED), arguments.checkpoints, strict=True)}
+        models = {name: load(folder) for name, folder in zip((BEFORE, AFTER), arguments.checkpoints, strict=True)}
     else:
         models = untrained(arguments.groups, arguments.decoder_groups, arguments.set)
-    shared = models[SHARED].config
-    print(f"groups: encoder {shared.encoder_map_groups}, decoder {shared.decoder_map_groups}\n")
+    names = ("encoder_map_groups", "decoder_map_groups")
+    names += ("encoder_heads_per_layer", "decoder_heads_per_layer", "cross_heads_per_layer")
+    print(", ".join(f"{name} {getattr(models[AFTER].config, name)}" for name in names) + "\n")
     counts = [model.num_parameters() for model in models.values()]
     for threads in arguments.threads:
         torch.set_num_threads(threads)
@@ -94,8 +96,8 @@ def main() -> None:
         rows: list[list[object]] = [["parameters", *(f"{count:,}" for count in counts), counts[1] / counts[0]]]
         for task, programs in runs(models, arguments.batch, arguments.frames, arguments.tokens).items():
             seconds = compare(programs, arguments.rounds, warm_up=1)
-            rows.append([task, *seconds.values(), seconds[SHARED] / seconds[OWN]])
-        print(table(["", OWN, SHARED, "ratio"], rows) + "\n")
+            rows.append([task, *seconds.values(), seconds[AFTER] / seconds[BEFORE]])
+        print(table(["", BEFORE, AFTER, "ratio"], rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,8 +51,11 @@ def parse() -> argparse.Namespace:
 
 
 def describe(side: str, proposal: MapGroups) -> str:
-    kinds = ", ".join("linguistic" if is_linguistic else "phonetic" for is_linguistic in proposal.linguistic)
-    return f"{side} layers are {kinds}; a head changes its CAD by {proposal.change:.3f} on average"
+    linguistic = [str(layer) for layer, is_linguistic in enumerate(proposal.linguistic) if is_linguistic]
+    return (
+        f"{side}: linguistic layers (half of the heads diagonal): {', '.join(linguistic) or 'none'}; by its new map a "
+        f"head changes its CAD by {proposal.change:.3f} on average"
+    )
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Smaller models out of trained ones, and the programs that make them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.tokenization import train_character_tokenizer
-from hf_entmax_asr.training import CheckpointError, RecipeError, train
+from hf_entmax_asr.training import CheckpointError, RecipeError, load_recipe, train
+from hf_entmax_asr.training.examples import example_of
 from hf_entmax_asr.training.inspection import analyze, save_analysis
 from hf_entmax_asr.training.surgery import share_maps
 from small_models import features, small_model, targets
@@ -97,6 +99,13 @@ def test_groups_that_cannot_be():
         share_maps(shared, head_order={"encoder.layers.1.self_attn": [1, 0]})
 
 
+def test_an_example_shows_the_alpha_of_the_lender(checkpoint, tones):
+    model = share_maps(EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint), encoder_groups=[1, 3])
+    example = example_of(model, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"][0])
+    expected = [model.alphas()[f"encoder.layers.{layer}.self_attn"] for layer in (0, 1, 1, 1)]
+    assert all(torch.equal(shown, alpha) for shown, alpha in zip(example.alphas, expected, strict=True))
+
+
 # scripts/reuse.py, and training on
 
 
@@ -125,7 +134,7 @@ def test_reuse_by_an_analysis(checkpoint, tones, call, tmp_path):  # noqa: F811
     config = EntmaxAsrForConditionalGeneration.from_pretrained(tmp_path / "shared").config
     assert len(config.encoder_map_groups) == 3
     assert len(config.decoder_map_groups) == 2
-    assert "a head changes its CAD by" in printed
+    assert "by its new map a head changes its CAD by" in printed
     document["model"]["d_model"] = 99
     status, _, said = call(
         "reuse", checkpoint, "--out", tmp_path / "b", *budget[:-1], save_analysis(document, analysis)
@@ -181,7 +190,17 @@ def test_training_starts_from_a_checkpoint(checkpoint, tones, tmp_path):
     assert 0 < max(moved) < 1e-3  # two small steps away
     with pytest.raises(RecipeError, match=r"start_from: .* does not go with model\.d_model: 32"):
         train(recipe(d_model=32), tmp_path / "wide")
+    other = recipe()
+    other.features = {"feature_size": 20}
+    with pytest.raises(RecipeError, match=r"features\.feature_size is 20, but .* was trained with 12"):
+        train(other, tmp_path / "features")
     absent = recipe()
     absent.start_from = "absent"
     with pytest.raises(CheckpointError, match="no folder absent"):
         train(absent, tmp_path / "absent")
+
+
+def test_the_command_line_names_where_to_start():
+    recipe = Path(__file__).parent.parent / "scripts" / "recipes" / "prompts_demo.yaml"
+    assert load_recipe(recipe).start_from is None
+    assert load_recipe(recipe, ["start_from=runs/reuse/start"]).start_from == "runs/reuse/start"

@@ -80,8 +80,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
     Attention map reuse (Shim, Choi, Sung, ICLR 2022; not in the paper):
         encoder_map_groups, decoder_map_groups (`list[int]` or `None`): sizes of groups of consecutive layers, from the
             first layer on, that share one self-attention map: `[1, 3, 2]` computes three maps for six layers. The
-            first layer of a group computes the map; the others have values and an output projection alone. `None`:
-            each layer has its own map.
+            first layer of a group computes the map and holds it in memory; the others have values and an output
+            projection alone, and drop weights out anew. `None`: each layer has its own map.
 
     Monotonic cross-attention (Sec. III-B):
         cross_attention (`str`): `"monotonic"` or `"full"`.

@@ -292,10 +292,15 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditio
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        RecipeError: weights of another size are asked for.
+        RecipeError: weights of another size, other features or another tokenizer are asked for.
     """
     start = str(recipe.start_from)
     model, processor = load_recogniser(start, "cpu")
+    if recipe.tokenizer.path is not None:
+        raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
+    for key, value in recipe.features.items():
+        if value != (theirs := getattr(processor.feature_extractor, key)):
+            raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
     if not changes:
         return processor, model
