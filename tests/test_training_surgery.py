@@ -135,6 +135,12 @@ def test_reuse_by_an_analysis(checkpoint, tones, call, tmp_path):  # noqa: F811
     assert len(config.encoder_map_groups) == 3
     assert len(config.decoder_map_groups) == 2
     assert "by its new map a head changes its CAD by" in printed
+    shared = EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)
+    shared = share_maps(shared, encoder_groups=[1, 3])
+    again = analyze(shared, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"])
+    alphas = [again["modules"][f"encoder.layers.{layer}.self_attn"]["alpha"] for layer in range(4)]
+    assert alphas == [alphas[0]] + [alphas[1]] * 3
+    assert again["model"]["encoder_map_groups"] == [1, 3]
     document["model"]["d_model"] = 99
     status, _, said = call(
         "reuse", checkpoint, "--out", tmp_path / "b", *budget[:-1], save_analysis(document, analysis)
