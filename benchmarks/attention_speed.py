@@ -136,6 +136,7 @@ def memory(length: int = 4096, heads: int = 8) -> None:
 
 def main() -> None:
     options = parser(__doc__)
+    options.set_defaults(rounds=7)
     options.add_argument("--checkpoint", type=Path, help="a trained model, for real maps")
     options.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="values of T")
     options.add_argument("--plot", type=Path, help="file for the plot of the ratios, of the last number of threads")

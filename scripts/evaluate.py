@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Score a checkpoint on a data set.
 
-    python scripts/evaluate.py runs/demo/best DATA --split test --num-beams 5 --output scores.jsonl
+    python scripts/evaluate.py runs/demo/best DATA --split test --num-beams 5 --output scores.jsonl --report scores.html
 
-CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. The scores are printed; the
-output file has one JSON line per utterance: id, reference, hypothesis, and the counts of its word errors. Texts are
-compared as they are.
+CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Printed are the errors of the
+texts as they are, with the confidence interval of the word error rate (bootstrap over utterances), the errors after
+normalisation by a named rule, and the most frequent confusions. The output file has one JSON line per utterance: id,
+reference, hypothesis, and the counts of its word errors; scripts/compare.py tests two such files against each other.
+The report is a web page with every utterance aligned.
 """
 
 import argparse
@@ -18,11 +20,15 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.corpora.folder import load_folder
-from hf_entmax_asr.metrics import error_counts
+from hf_entmax_asr.metrics import Edit, align, bootstrap_interval, confusions, count_edits, html_report
+from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
+from hf_entmax_asr.text import RULES, normalizer
 from hf_entmax_asr.training import CheckpointError, DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.training.checkpointing import write_text_atomically
-from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.evaluation import is_monotonic, load_recogniser
 from hf_entmax_asr.training.utterances import Utterances, prepare_split
+
+CONFUSIONS_PRINTED = 10
 
 
 def parse() -> argparse.Namespace:
@@ -38,6 +44,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames-per-batch", type=int, default=16000, help="padded 10 ms frames in a batch")
     parser.add_argument("--max-utterances", type=int, help="score only the first so many")
     parser.add_argument("--output", type=Path, help="file for the utterances, as JSON lines")
+    parser.add_argument("--report", type=Path, help="file for the aligned utterances, as a web page")
+    parser.add_argument(
+        "--unit", choices=("word", "character"), default="word", help="of the report and the confusions"
+    )
+    parser.add_argument(
+        "--normalization", choices=tuple(RULES), default="basic", help="rule of the second scores (default: basic)"
+    )
+    parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
+    add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
 
@@ -54,10 +69,13 @@ def load_utterances(arguments: argparse.Namespace, processor) -> Utterances:
     return prepare_split(rows, processor)
 
 
-def write_utterances(path: Path, utterances: Utterances, hypotheses: list[str]) -> None:
+def write_utterances(
+    path: Path, utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]]
+) -> None:
     lines = []
-    for name, reference, hypothesis in zip(utterances.ids, utterances.texts, hypotheses, strict=True):
-        counts = error_counts([reference], [hypothesis])
+    rows = zip(utterances.ids, utterances.texts, hypotheses, word_alignments, strict=True)
+    for name, reference, hypothesis, edits in rows:
+        counts = count_edits(edits)
         record = {
             "id": name,
             "reference": reference,
@@ -71,12 +89,64 @@ def write_utterances(path: Path, utterances: Utterances, hypotheses: list[str]) 
     write_text_atomically(path, "".join(lines))
 
 
+def search_of(arguments: argparse.Namespace, model) -> str:
+    """How the texts were found, in one line."""
+    beams = f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"
+    heads = f", {model.config.monotonic_decoding} monotonic heads" if is_monotonic(model) else ""
+    if arguments.lm is None:
+        return f"{beams}{heads}, no language model"
+    return (
+        f"{beams}{heads}, language model {arguments.lm} (weight {arguments.lm_weight:g}, insertion bonus "
+        f"{arguments.insertion_bonus:g})"
+    )
+
+
+def summarise(
+    utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]], normalize, rule: str
+) -> list[tuple[str, str]]:
+    """(name, value) lines: scores as they are, their interval, scores by the rule, a warning where there is one."""
+    scores = Scores.of(utterances.texts, hypotheses)
+    lines = [("As they are", str(scores.words))]
+    if scores.words.reference_length:
+        counts = [count_edits(edits) for edits in word_alignments]
+        interval = bootstrap_interval([c.errors for c in counts], [c.reference_length for c in counts])
+        lines.append(("", f"WER within {interval}, bootstrap over {len(counts)} utterances"))
+    lines.append(("", str(scores.characters)))
+    if rule != "none":
+        normalized = Scores.of([normalize(text) for text in utterances.texts], [normalize(text) for text in hypotheses])
+        name = f"Normalised by the rule {rule!r}"
+        lines += [(name, str(normalized.words)), ("", str(normalized.characters))]
+        lines.append(("", f"({RULES[rule].description})"))
+    if scores.warning is not None:
+        lines.append(("Warning", scores.warning))
+    return lines
+
+
+def print_scores(heading: str, summary: list[tuple[str, str]], alignments: list[list[Edit]]) -> None:
+    print(heading)
+    for name, value in summary:
+        if name == "Warning":
+            print(value)
+        else:
+            print(f"{name}:\n  {value}" if name else f"  {value}")
+    listed = confusions(alignments, CONFUSIONS_PRINTED)
+    if listed:
+        pairs = (f"{edit.reference or '∅'} → {edit.hypothesis or '∅'} ({count})" for edit, count in listed)
+        print(f"Most frequent confusions: {', '.join(pairs)}")
+
+
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
+        normalize = normalizer(arguments.normalization, arguments.spelling_table)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 1
+    try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        model = with_language_model(model, processor, arguments)
         utterances = load_utterances(arguments, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (
@@ -92,17 +162,24 @@ def main() -> int:
                 num_beams=arguments.num_beams,
                 progress=bar.update,
             )
-    except (CheckpointError, DataError, FileNotFoundError) as error:
+            search = search_of(arguments, model)
+    except (CheckpointError, DataError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
+    word_alignments = align(utterances.texts, hypotheses)
+    shown = word_alignments if arguments.unit == "word" else align(utterances.texts, hypotheses, "character")
     if arguments.output is not None:
-        write_utterances(arguments.output, utterances, hypotheses)
-    scores = Scores.of(utterances.texts, hypotheses)
-    print(f"{len(utterances)} utterances of {arguments.split}")
-    print(scores.words)
-    print(scores.characters)
-    if scores.warning is not None:
-        print(scores.warning)
+        write_utterances(arguments.output, utterances, hypotheses, word_alignments)
+    summary = [
+        ("Search", search),
+        *summarise(utterances, hypotheses, word_alignments, normalize, arguments.normalization),
+    ]
+    heading = f"{len(utterances)} utterances of {arguments.split}"
+    print_scores(heading, summary, shown)
+    if arguments.report is not None:
+        title = f"{arguments.checkpoint}: {heading} of {arguments.data}"
+        page = html_report(title, summary, utterances.ids, shown, arguments.unit)
+        write_text_atomically(arguments.report, page)
     return 0
 
 

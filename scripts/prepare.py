@@ -8,8 +8,8 @@
 
 The rows (ids, paths, texts, durations) are cached by the datasets library (HF_DATASETS_CACHE says where), so the audio
 files are checked once and training starts at once. OUTPUT (default prepared/CORPUS) is a processor folder, which
-train.py uses by `--set data.corpus=CORPUS data.prepared=OUTPUT`. It is written as a whole or not at all, and kept when
-nothing has changed.
+train.py uses by `--set data.prepared=OUTPUT`, and scripts/recipes/CORPUS_paper.yaml and CORPUS_strong.yaml by
+themselves. It is written as a whole or not at all, and kept when nothing has changed.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from datasets import concatenate_datasets
 from tqdm import tqdm
 
 from hf_entmax_asr.corpora import CORPORA, read_audio, read_corpus
+from hf_entmax_asr.corpora.wsj import NOISE
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
@@ -104,6 +105,7 @@ def settings(arguments: argparse.Namespace, train: list[str], rows: Any) -> dict
         "tokenizer": arguments.tokenizer,
         "vocab_size": arguments.vocab_size if bpe else None,
         "word_boundary": arguments.corpus != "aishell1",
+        "symbols": [NOISE] if arguments.corpus == "wsj" and not bpe else [],
         "feature_size": arguments.feature_size,
         "cmvn_utterances": min(arguments.cmvn_utterances or len(rows), len(rows)),
         "data": digest.hexdigest()[:16],
@@ -116,7 +118,7 @@ def make_processor(chosen: dict[str, Any], rows: Any) -> EntmaxAsrProcessor:
     if chosen["tokenizer"] == "bpe":
         tokenizer = train_bpe_tokenizer(texts, chosen["vocab_size"])
     else:
-        tokenizer = train_character_tokenizer(texts, word_boundary=chosen["word_boundary"])
+        tokenizer = train_character_tokenizer(texts, word_boundary=chosen["word_boundary"], symbols=chosen["symbols"])
     extractor = EntmaxAsrFeatureExtractor(feature_size=chosen["feature_size"])
     extractor.fit_global_cmvn(
         waveforms(rows, chosen["cmvn_utterances"], extractor.sampling_rate), sampling_rate=extractor.sampling_rate
@@ -169,10 +171,12 @@ def prepare(arguments: argparse.Namespace) -> None:
         write(processor, {"settings": chosen, "splits": counts, "tokens": len(processor.tokenizer)}, arguments.output)
         measured = f"global CMVN of {chosen['cmvn_utterances']:,} utterances"
         print(f"{arguments.output}: {len(processor.tokenizer)} tokens ({chosen['tokenizer']}), {measured}")
+    own = arguments.corpus != "folder"  # these have recipes, which name their validation split
+    recipe = f"scripts/recipes/{arguments.corpus}_strong.yaml" if own else "RECIPE"
     print(
-        f"train with: python scripts/train.py --recipe RECIPE --data {arguments.root} --output runs/{arguments.corpus} "
-        f"--set data.corpus={arguments.corpus} data.prepared={arguments.output} data.train_split={'+'.join(train)} "
-        "data.validation_split=SPLIT"
+        f"train with: python scripts/train.py --recipe {recipe} --data {arguments.root} "
+        f"--output runs/{arguments.corpus} --set data.prepared={arguments.output} data.train_split={'+'.join(train)}"
+        + ("" if own else " data.validation_split=SPLIT")
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.training import CheckpointError, decoding_as
 from hf_entmax_asr.training.checkpointing import write_text_atomically
 from hf_entmax_asr.training.evaluation import load_recogniser
@@ -33,6 +34,7 @@ def parse() -> argparse.Namespace:
         "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
     )
     parser.add_argument("--max-seconds", type=float, default=60.0, help="longer files are refused (default: 60)")
+    add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     arguments = parser.parse_args()
     if arguments.format is None:
@@ -58,7 +60,8 @@ def main() -> int:
         return 1
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
-    except CheckpointError as error:
+        model = with_language_model(model, processor, arguments)
+    except (CheckpointError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"transcribe.py: {error}", file=sys.stderr)
         return 1
     transcripts = []

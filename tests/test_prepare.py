@@ -68,6 +68,8 @@ def test_the_statistics_are_those_of_the_training_split(tmp_path, prepare):
     assert prepare("wsj", tmp_path / "wsj", "--num-proc", 2)[0] == 0
     extractor = EntmaxAsrProcessor.from_pretrained(tmp_path / "prepared/wsj").feature_extractor
     assert extractor.cmvn == "global"
+    tokenizer = EntmaxAsrProcessor.from_pretrained(tmp_path / "prepared/wsj").tokenizer
+    assert tokenizer.tokenize("I <NOISE>") == ["I", "▁", "<NOISE>"]
     rows = load_wsj(tmp_path / "wsj", splits="train_si284")["train_si284"]  # which holds train_si84
     frames = torch.cat([extractor.log_mel(torch.tensor(read_audio(row["audio"]))) for row in rows])
     np.testing.assert_allclose(extractor.cmvn_mean, frames.mean(0), rtol=1e-4)

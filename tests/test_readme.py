@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from corpus_trees import write_aishell1, write_librispeech, write_wsj
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from small_models import small_model
@@ -44,6 +45,11 @@ def test_python_block_runs(needs, code, tmp_path, monkeypatch):
         model.save_pretrained("demo_output/run/best")
         processor.save_pretrained("demo_output/run/best")
         soundfile.write("recording.wav", tone(1.0), 16000)
+    if needs == "corpora":
+        write_aishell1(tmp_path)
+        write_wsj(tmp_path / "wsj")
+        write_librispeech(tmp_path, ("train-clean-100", "dev-clean"))
+        code = code.replace('"/data/', f'"{tmp_path}/').replace("num_proc=8", f"cache_dir='{tmp_path}/cache'")
     if needs == "trainer":
         names["dataset"] = [{"audio": tone(1.0), "text": "one two"}, {"audio": tone(1.5), "text": "four five"}]
     exec(compile(code, "README.md", "exec"), names)

@@ -147,3 +147,35 @@ def test_bpe_vocabulary_too_small_or_too_large(monkeypatch):
 def test_bad_texts_are_refused(train, texts, error, message):
     with pytest.raises(error, match=message):
         train(texts)
+
+
+def test_a_symbol_is_one_token_wherever_it_stands():
+    texts = ["WE SAID <NOISE> NO", "<NOISE>SO", "A < B"]
+    tokenizer = train_character_tokenizer(texts, symbols=["<NOISE>"])
+    assert tokenizer.tokenize(texts[0])[6:] == ["D", WORD_BOUNDARY, "<NOISE>", WORD_BOUNDARY, "N", "O"]
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    assert tokenizer.convert_tokens_to_ids("<NOISE>") == len(tokenizer) - 1
+    assert tokenizer.convert_tokens_to_ids(">") == tokenizer.unk_token_id  # only the symbol has it
+    assert tokenizer.tokenize("<NOIS") == ["<", "N", "O", "I", "S"]
+
+
+def test_of_two_symbols_the_longer_one_is_found():
+    tokenizer = train_character_tokenizer(["AB"], symbols=["[X", "[X]"])
+    assert tokenizer.tokenize("A[X]B[X") == ["A", "[X]", "B", "[X"]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "message"),
+    [
+        ("<NOISE>", "give a list"),
+        ([5], "give a list"),
+        (["N"], "two characters"),
+        (["A B"], "no space"),
+        (["<unk>"], "a token already"),
+        (["<X>", "<X>"], "a token already"),
+    ],
+)
+def test_symbols_that_cannot_be_are_refused(symbols, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        train_character_tokenizer(["AB"], symbols=symbols)

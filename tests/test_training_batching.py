@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_entmax_asr.training.batching import BatchOptions, BatchStream, plan_epoch
+from hf_entmax_asr.training.batching import BatchOptions, BatchStream, draw_speeds, frames_at, plan_epoch
 
 FRAMES = np.random.default_rng(3).integers(20, 300, 200)
 
@@ -68,3 +68,38 @@ def test_processes_share_the_batches_of_one_process_and_weights_make_a_mean_over
         np.testing.assert_allclose([b.weight for b in own], np.array(counts) / sum(counts))
         # An average over 2 processes of sums over 2 shares gives the same mean.
         np.testing.assert_allclose([b.weight / 2 for b in together[4 * step : 4 * step + 4]], [b.weight for b in own])
+
+
+SPEEDS = BatchOptions(frames_per_batch=2000, speeds=(0.9, 1.0, 1.1), seed=4)
+
+
+def test_speeds_are_drawn_anew_in_every_epoch_and_equally_likely():
+    speeds = [draw_speeds(30_000, SPEEDS, epoch) for epoch in (0, 1)]
+    for speed in SPEEDS.speeds:
+        assert (speeds[0] == speed).mean() == pytest.approx(1 / 3, abs=0.01)
+    assert (speeds[0] == speeds[1]).mean() == pytest.approx(1 / 3, abs=0.01)  # independent
+    assert np.array_equal(speeds[0], draw_speeds(30_000, SPEEDS, 0))
+
+
+def test_batches_are_bounded_by_the_frames_at_the_drawn_speeds():
+    batches = take(BatchStream(FRAMES, FRAMES, SPEEDS), 40)
+    lengths = [frames_at(FRAMES[list(b.indices)], np.array(b.speeds)) for b in batches]
+    assert max(len(length) * length.max() for length in lengths) <= 2000
+    assert [b.step_frames for b in batches] == [length.sum() for length in lengths]
+    assert {speed for b in batches for speed in b.speeds} == {0.9, 1.0, 1.1}
+    drawn = draw_speeds(len(FRAMES), SPEEDS, 0)
+    assert batches[0].speeds == tuple(drawn[list(batches[0].indices)])
+    middle = batches[24]
+    resumed = BatchStream(FRAMES, FRAMES, SPEEDS, epoch=middle.epoch, next_index=middle.next_index)
+    assert take(resumed, 15) == batches[25:]
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.9, 1.1, 2.0])
+def test_frames_at_a_speed_bound_those_of_the_resampled_waveform(speed):
+    """Feature frames of n samples by the extractor's rule, against those of ceil(n / speed)."""
+    samples = np.arange(400, 20_000, 7)
+    before, after = (1 + np.maximum(0, n - 400) // 160 for n in (samples, np.ceil(samples / speed)))
+    excess = frames_at(before, speed) - after
+    assert excess.min() >= 0
+    assert excess.max() <= 2
+    assert np.array_equal(frames_at(before, 1.0), before)

@@ -44,8 +44,19 @@ def test_the_documented_recipe_names_every_key():
         ("batching.frames_per_batch=5", "batching.frames_per_batch is 5; it must be at least 100"),
         ("optimizer.betas=[0.9]", "a list of 2 numbers"),
         ("optimizer.peak_learning_rate=0", "must be above 0"),
+        ("optimizer.ema_decay=1", "optimizer.ema_decay is 1.0; it must be between 0 and"),
         ("evaluation.tensorboard=1", "evaluation.tensorboard is 1; it must be of type bool"),
         ("model", "--set takes section.key=value"),
+        ("augmentation.speeds=[]", "augmentation.speeds is []; give one or more"),
+        ("augmentation.speeds=[0.9, 3]", "each between 0.5 and 2"),
+        ("augmentation.speeds=1.1", "augmentation.speeds is 1.1; it must be a list"),
+        ("augmentation.noise_share=2", "augmentation.noise_share is 2.0; it must be between 0 and 1"),
+        (
+            "augmentation.noise_snr_db=[20, 10]",
+            "augmentation.noise_snr_db is [20.0, 10.0]; the lower bound",
+        ),
+        ("augmentation.noise_path=noises", "augmentation.noise_path is set and augmentation.noise_share is 0"),
+        ("augmentation.volume_db=3", "augmentation.volume_db is 3.0, which features.cmvn=utterance takes away again"),
     ],
 )
 def test_bad_recipe_values_are_refused_by_name(override, message):

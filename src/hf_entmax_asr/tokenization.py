@@ -5,7 +5,8 @@ visible `WORD_BOUNDARY`, a run of white space counting as one space. A character
 becomes ``<unk>``. ``decode(encode(text), skip_special_tokens=True)`` gives the text back.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -20,7 +21,7 @@ SMALLEST_PAIR_COUNT = 2  # a pair of pieces that is seen once is not worth a tok
 
 
 def train_character_tokenizer(
-    texts: Iterable[str], *, word_boundary: bool = True, nfkc: bool = False
+    texts: Iterable[str], *, word_boundary: bool = True, nfkc: bool = False, symbols: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each character of the texts, in the order of their code points.
 
@@ -28,17 +29,25 @@ def train_character_tokenizer(
         texts: transcripts.
         word_boundary: whether words are separated by spaces. If not (Chinese), white space is dropped.
         nfkc: whether to apply Unicode NFKC first, which for example turns full-width Latin letters into ASCII.
+        symbols: strings that are one token each wherever they stand, as WSJ's ``<NOISE>``; the last ids.
 
     Raises:
-        TypeError: ``texts`` is one string, or holds something else than strings.
-        ValueError: no text holds a character, or one holds a special token or the word boundary symbol.
+        TypeError: ``texts`` is one string, or holds something else than strings; so for ``symbols``.
+        ValueError: no text holds a character, or one holds a special token or the word boundary symbol; or a symbol is
+            shorter than two characters, or would not survive normalisation.
     """
     normalizer = _normalizer(word_boundary, nfkc)
-    alphabet = _alphabet(_checked(texts), normalizer) | ({WORD_BOUNDARY} if word_boundary else set())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *sorted(alphabet)])}
+    _check_symbols(symbols, normalizer)
+    any_symbol = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
+    checked = _checked(texts)
+    spelled = [re.sub(any_symbol, "", text) for text in checked] if symbols else checked
+    alphabet = _alphabet(spelled, normalizer) | ({WORD_BOUNDARY} if word_boundary else set())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *sorted(alphabet), *symbols])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(rf"{any_symbol}|[\s\S]" if symbols else r"[\s\S]"), behavior="isolated"
+    )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(WORD_BOUNDARY, " "), decoders.Fuse()])
     return _as_transformers(tokenizer)
 
@@ -97,6 +106,19 @@ def _checked(texts: Iterable[str]) -> list[str]:
             if reserved in text:
                 raise ValueError(f"Text {index} holds {reserved!r}, which is kept for the tokenizer: {text!r}.")
     return texts
+
+
+def _check_symbols(symbols: Sequence[str], normalizer: normalizers.Normalizer) -> None:
+    if isinstance(symbols, str) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise TypeError(f"symbols is {symbols!r}; give a list of strings.")
+    for symbol in symbols:
+        if len(symbol) < 2 or normalizer.normalize_str(symbol) != symbol:
+            raise ValueError(
+                f"The symbol {symbol!r} must have two characters or more, and no space or other character "
+                "that normalisation changes."
+            )
+        if symbol in SPECIAL_TOKENS or list(symbols).count(symbol) > 1:
+            raise ValueError(f"The symbol {symbol!r} is a token already.")
 
 
 def _normalizer(word_boundary: bool, nfkc: bool) -> normalizers.Normalizer:

@@ -23,7 +23,9 @@ class _Rows(ctypes.Structure):
 
 def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tensor:
     """As `hf_entmax_asr.model.entmax.entmax`, for float32, bfloat16 and float16; `alpha` a tensor, `dim` negative."""
-    shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
+    shape = scores.shape
+    if not (_fits(alpha, shape) and (mask is None or _fits(mask, shape))):
+        shape = torch.broadcast_shapes(shape, alpha.shape, () if mask is None else mask.shape)
     rows = scores.float().expand(shape)
     alpha = alpha.to(torch.float64)
     alpha = alpha.reshape((1,) * (len(shape) - alpha.dim()) + alpha.shape)
@@ -34,6 +36,13 @@ def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tens
         mask = None if mask is None else mask.movedim(dim, -1)
     weights = entmax_rows(rows, alpha, mask)
     return (weights if dim == -1 else weights.movedim(-1, dim)).to(scores.dtype)
+
+
+def _fits(tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether `tensor` expands to `shape`. (torch.broadcast_shapes takes as long as some hundred rows.)"""
+    return tensor.dim() <= len(shape) and all(
+        n in (1, m) for n, m in zip(tensor.shape[::-1], shape[::-1], strict=False)
+    )
 
 
 @torch.library.custom_op("hf_entmax_asr::entmax", mutates_args=(), device_types="cpu")

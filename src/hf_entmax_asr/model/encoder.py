@@ -3,13 +3,13 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MultiHeadAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .dropout import dropout
 
 
 def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:
@@ -31,12 +31,12 @@ class FeedForward(nn.Module):
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.dropout(self.activation(self.fc1(x)), self.dropout, self.training))
+        return self.fc2(dropout(self.activation(self.fc1(x)), self.dropout, self.training))
 
 
-def residual(hidden_states: Tensor, update: Tensor, dropout: float, training: bool) -> Tensor:
+def residual(hidden_states: Tensor, update: Tensor, rate: float, training: bool) -> Tensor:
     """hidden_states + dropout(update), kept finite in float16."""
-    hidden_states = hidden_states + F.dropout(update, dropout, training)
+    hidden_states = hidden_states + dropout(update, rate, training)
     if hidden_states.dtype == torch.float16:
         limit = torch.finfo(torch.float16).max - 1000
         hidden_states = hidden_states.clamp(-limit, limit)

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers import initialization as init
@@ -16,6 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import AttentionTransform, MultiHeadAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
+from .dropout import dropout
 from .encoder import EncoderLayer, sinusoidal_positions
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
 from .losses import IGNORED, recognition_losses, shrink_gates
@@ -113,7 +113,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
         x, mask = self.subsampling(input_features.to(self.subsampling.projection.weight.dtype), mask)  # (B, S, C)
         positions = torch.arange(x.shape[1], device=x.device)
         x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
         for layer in self.layers:
@@ -167,7 +167,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         tokens = inputs_embeds.shape[1]
         positions = torch.arange(past_tokens, past_tokens + tokens, device=inputs_embeds.device)
         x = inputs_embeds + sinusoidal_positions(positions, self.config.d_model).to(inputs_embeds.dtype)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         self_mask = causal_mask(attention_mask, tokens, past_tokens, x.device)
         source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
         target_mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_HOPS_PER_WINDOW = 2.5  # 25 ms over 10 ms; with other windows the frames at other speeds are off by one or so
+
 
 @dataclass(frozen=True)
 class BatchOptions:
@@ -21,6 +23,7 @@ class BatchOptions:
         shuffle_window: lengths are sorted within random windows of about this many batches. Small: more random
             batches and more padding.
         short_first_epochs: the first epochs go from the shortest batch to the longest instead.
+        speeds: every utterance is played at one of these in every epoch, each equally likely.
         seed: of the shuffling and of the augmentation.
     """
 
@@ -28,6 +31,7 @@ class BatchOptions:
     max_utterances: int = 256
     shuffle_window: int = 16
     short_first_epochs: int = 0
+    speeds: tuple[float, ...] = (1.0,)
     seed: int = 0
 
 
@@ -37,6 +41,7 @@ class MicroBatch:
 
     Attributes:
         indices: utterances.
+        speeds: of each.
         weight: factor of this batch's mean loss, such that summing over accumulation and averaging over processes
             gives the mean over all tokens of the step.
         seed: of this batch's augmentation.
@@ -45,6 +50,7 @@ class MicroBatch:
     """
 
     indices: tuple[int, ...]
+    speeds: tuple[float, ...]
     weight: float
     seed: int
     step_frames: int
@@ -79,11 +85,25 @@ def cut_batches(order: Sequence[int] | np.ndarray, frames: np.ndarray, options: 
     return batches
 
 
+def draw_speeds(count: int, options: BatchOptions, epoch: int) -> np.ndarray:
+    """(utterances,) the speed of each utterance in one epoch; the same arguments always give the same speeds."""
+    return np.random.default_rng([options.seed, epoch, 2]).choice(options.speeds, count)
+
+
+def frames_at(frames: np.ndarray, speeds: np.ndarray | float) -> np.ndarray:
+    """Feature frames at these speeds: the most that they can be, for so many frames leave up to a hop of samples over.
+
+    With w hops to a window, T frames have less than T + w hops, and h hops give at most h - w + 1 frames.
+    """
+    most = np.floor((frames + _HOPS_PER_WINDOW) / speeds - _HOPS_PER_WINDOW + 1)
+    return np.where(np.equal(speeds, 1), frames, np.maximum(1, most)).astype(int)
+
+
 def plan_epoch(frames: np.ndarray, options: BatchOptions, epoch: int) -> list[tuple[int, ...]]:
     """The batches of one epoch; the same arguments always give the same plan.
 
     Args:
-        frames: (utterances,) feature frames of each utterance.
+        frames: (utterances,) feature frames of each utterance, at its speed in this epoch.
     """
     generator = np.random.default_rng([options.seed, epoch])
     shuffled = generator.permutation(len(frames))
@@ -131,22 +151,32 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         epoch, index = self.epoch, self.next_index
-        plan = plan_epoch(self.frames, self.options, epoch)
+        plan, frames, speeds = self._plan(epoch)
         while True:
             step: list[tuple[int, ...]] = []
+            step_speeds: list[tuple[float, ...]] = []
             seeds: list[int] = []
+            step_frames = 0
             for _ in range(self.accumulation_steps * self.world_size):
                 if index >= len(plan):
                     epoch, index = epoch + 1, 0
-                    plan = plan_epoch(self.frames, self.options, epoch)
+                    plan, frames, speeds = self._plan(epoch)
+                batch = list(plan[index])
                 step.append(plan[index])
+                step_speeds.append(tuple(speeds[batch].tolist()))
+                step_frames += int(frames[batch].sum())
                 seeds.append(_augmentation_seed(self.options.seed, epoch, index))
                 index += 1
             tokens = [int(self.tokens[list(batch)].sum()) for batch in step]
-            step_frames = sum(int(self.frames[list(batch)].sum()) for batch in step)
             for share in range(self.rank, len(step), self.world_size):
                 weight = tokens[share] * self.world_size / max(1, sum(tokens))
-                yield MicroBatch(step[share], weight, seeds[share], step_frames, epoch, index)
+                yield MicroBatch(step[share], step_speeds[share], weight, seeds[share], step_frames, epoch, index)
+
+    def _plan(self, epoch: int) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
+        """The batches of an epoch, and each utterance's frames and speed in it."""
+        speeds = draw_speeds(len(self.frames), self.options, epoch)
+        frames = frames_at(self.frames, speeds)
+        return plan_epoch(frames, self.options, epoch), frames, speeds
 
 
 def _augmentation_seed(seed: int, epoch: int, index: int) -> int:

@@ -20,8 +20,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hf_entmax_asr.training.shown_model import shared_like, whole
+
 STATE_FOLDER = "training_state"
 WEIGHTS = "model.safetensors"
+_TRAINED_WEIGHTS = "weights.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -83,14 +86,22 @@ def write_text_atomically(path: Path, text: str) -> None:
 def save_training_state(
     folder: Path,
     state: TrainingState,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: dict[str, torch.Tensor],
     random_states: Sequence[dict[str, torch.Tensor]],
+    weights: dict[str, torch.Tensor],
 ) -> None:
-    """Write `training_state/` into a checkpoint folder; `random_states` has one entry per process."""
+    """Write `training_state/` into a checkpoint folder.
+
+    Args:
+        optimizer: from `optimizer_tensors`.
+        random_states: one entry per process.
+        weights: the trained ones where the checkpoint's model has others (a mean over steps), else none.
+    """
     target = folder / STATE_FOLDER
     target.mkdir()
-    save_file(_optimizer_tensors(model, optimizer), target / "optimizer.safetensors")
+    save_file(optimizer, target / "optimizer.safetensors")
+    if weights:
+        save_file(weights, target / _TRAINED_WEIGHTS)
     random = {f"{rank}/{name}": tensor for rank, states in enumerate(random_states) for name, tensor in states.items()}
     save_file(random, target / "random.safetensors")
     write_text_atomically(target / "state.json", json.dumps(asdict(state), indent=2) + "\n")
@@ -115,6 +126,23 @@ def read_training_state(checkpoint: Path) -> TrainingState:
         raise CheckpointError(f"{file} is not a training state of this package: {error}") from error
 
 
+@torch.no_grad()
+def load_trained_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Put back the weights that were trained, where the checkpoint's model shows others; `model` is not prepared yet.
+
+    Raises:
+        CheckpointError: they are another model's.
+    """
+    file = checkpoint / STATE_FOLDER / _TRAINED_WEIGHTS
+    if not file.is_file():
+        return
+    tensors, parameters = load_file(file), dict(model.named_parameters())
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in parameters.items()}:
+        raise CheckpointError(f"{file} holds the weights of another model")
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
 def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved optimizer tensors back, by parameter name.
 
@@ -134,7 +162,10 @@ def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.op
         )
     for name, parts in saved.items():
         parameter = parameters[name]
-        optimizer.state[parameter] = {part: tensor.to(parameter.device) for part, tensor in parts.items()}
+        optimizer.state[parameter] = {
+            part: shared_like(tensor, parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
+            for part, tensor in parts.items()
+        }
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -164,9 +195,10 @@ def _optimized(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iter
             yield names[id(parameter)], parameter
 
 
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The state of the optimizer by parameter name, whole; under FSDP all processes must call this together."""
     return {
-        f"{name}/{part}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{name}/{part}": whole(torch.as_tensor(value).detach()).cpu().contiguous()
         for name, parameter in _optimized(model, optimizer)
         for part, value in optimizer.state.get(parameter, {}).items()
     }

@@ -8,6 +8,7 @@ import torch
 
 from hf_entmax_asr.augmentation import SpecAugment
 from hf_entmax_asr.corpora.folder import read_audio
+from hf_entmax_asr.training.perturbing import WaveformPerturbation, change_speed
 
 IGNORED_LABEL = -100
 
@@ -18,18 +19,20 @@ class SpeechSeq2SeqCollator:
     An example is a mapping with
 
     - `input_features` (T, F), or `audio`: a mono waveform as a 1-D array at the processor's sampling rate, a path, or
-      the `{"path", "bytes"}` of a datasets `Audio(decode=False)` column;
+      the `{"path", "bytes"}` of a datasets `Audio(decode=False)` column; it is played at `speed` where that is given;
     - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored.
 
     The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, and `labels` (B, U).
     With `Seq2SeqTrainer` set `remove_unused_columns=False`, because the columns it would keep are the model's.
     """
 
-    def __init__(self, processor: Any, spec_augment: SpecAugment | None = None) -> None:
-        """`spec_augment` masks every batch, so give it only to a collator that is used for training alone."""
+    def __init__(
+        self, processor: Any, spec_augment: SpecAugment | None = None, perturb: WaveformPerturbation | None = None
+    ) -> None:
+        """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone."""
         self.feature_extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
-        self.spec_augment = spec_augment
+        self.spec_augment, self.perturb = spec_augment, perturb
 
     def __call__(
         self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
@@ -37,12 +40,12 @@ class SpeechSeq2SeqCollator:
         """Collate; `generator` is the source of the augmentation's randomness.
 
         Raises:
-            ValueError: an example has neither features nor audio.
+            ValueError: an example has neither features nor audio, or no audio where the waveform is to be perturbed.
         """
-        if all("input_features" in example for example in examples):
+        if self.perturb is None and all("input_features" in example for example in examples):
             features, mask = pad_features([example["input_features"] for example in examples])
         else:
-            features, mask = self._extract(examples)
+            features, mask = self._extract(examples, generator)
         if self.spec_augment is not None:
             features = self.spec_augment(features, mask.sum(dim=1), generator)
         batch = {"input_features": features, "attention_mask": mask}
@@ -53,14 +56,20 @@ class SpeechSeq2SeqCollator:
     def _labels(self, example: Mapping[str, Any]) -> Sequence[int]:
         return example["labels"] if "labels" in example else self.tokenizer(example["text"]).input_ids
 
-    def _extract(self, examples: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _extract(
+        self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rate = self.feature_extractor.sampling_rate
         waveforms = []
         for example in examples:
             if "audio" not in example:
-                raise ValueError(f"an example needs 'input_features' or 'audio'; this one has {sorted(example)}")
+                needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
+                raise ValueError(f"an example needs {needed}; this one has {sorted(example)}")
             audio = example["audio"]
-            waveforms.append(audio if isinstance(audio, np.ndarray) else read_audio(audio, sampling_rate=rate))
+            waveform = audio if isinstance(audio, np.ndarray) else read_audio(audio, sampling_rate=rate)
+            if example.get("speed", 1.0) != 1:
+                waveform = change_speed(waveform, example["speed"])
+            waveforms.append(waveform if self.perturb is None else self.perturb(waveform, generator))
         batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
         return batch["input_features"], batch["attention_mask"]
 

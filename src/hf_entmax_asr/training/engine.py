@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 
 from hf_entmax_asr.training.batching import MicroBatch
 from hf_entmax_asr.training.checkpointing import (
@@ -21,6 +21,8 @@ from hf_entmax_asr.training.checkpointing import (
     CheckpointStore,
     average_checkpoints,
     load_optimizer,
+    load_trained_weights,
+    optimizer_tensors,
     random_state,
     restore_random_state,
     save_training_state,
@@ -32,8 +34,9 @@ from hf_entmax_asr.training.loading import batch_loader
 from hf_entmax_asr.training.model_card import model_card
 from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
 from hf_entmax_asr.training.preparation import RECIPE, Prepared, load_checkpoint, prepare
-from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
+from hf_entmax_asr.training.shown_model import ShownModel, whole
 from hf_entmax_asr.training.utterances import Utterances
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,8 @@ def train(
     """
     started = time.monotonic()
     accelerator = accelerator or Accelerator()
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise RecipeError("of FSDP only version 2 is known here: fsdp_version: 2, as in scripts/launch/fsdp.yaml")
     prepared = prepare(recipe, Path(output), resume, accelerator)
     return TrainingRun(recipe, Path(output), accelerator, prepared, started, card_template).train(stop_after)
 
@@ -107,8 +112,13 @@ class TrainingRun:
         self.recipe, self.output, self.accelerator, self.card_template = recipe, output, accelerator, card_template
         self.processor, self.splits, self.state = prepared.processor, prepared.splits, prepared.state
         self.plain_model = prepared.model  # without the wrappers of Accelerate
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.shown = ShownModel(prepared.model, recipe.optimizer.ema_decay, self.sharded)
+        if prepared.checkpoint is not None:
+            load_trained_weights(prepared.checkpoint, prepared.model)
         self.plain_optimizer = build_optimizer(prepared.model, recipe.optimizer)
         self.model, self.optimizer = accelerator.prepare(prepared.model, self.plain_optimizer)
+        self.shown.start(self.plain_model)
         section = recipe.evaluation
         keep_last = max(section.keep_last, section.average_count if section.average == "last" else 0)
         keep_best = max(section.keep_best, section.average_count if section.average == "best" else 0)
@@ -127,7 +137,8 @@ class TrainingRun:
         self.sums: dict[str, torch.Tensor] = {}  # over the steps since the last log line, on the device
         self._restart_window()
         if card_template is not None:
-            self._card(card_template, {})  # a template that cannot be filled fails now, not after hours
+            # A template that cannot be filled fails now, not after hours.
+            self._card(card_template, self.shown.of(self.plain_model), {})
         self._restore(prepared.checkpoint)
 
     def _restore(self, checkpoint: Path | None) -> None:
@@ -196,10 +207,11 @@ class TrainingRun:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_gradient_norm)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose gradient overflows
-            self._add("gradient_norm", norm.detach())
+            self._add("gradient_norm", whole(norm.detach()))
             self.plain_model.proximal_gate_step(self.plain_optimizer)
         self.optimizer.zero_grad()
         state.step += 1
+        self.shown.update(self.plain_model, state.step)
         state.epoch, state.next_index = micro.epoch, micro.next_index
         self.window_frames += micro.step_frames
 
@@ -279,7 +291,7 @@ class TrainingRun:
         if validation is None:
             return
         began = time.monotonic()
-        self.scores = self._score(self.plain_model, validation, "validation")
+        self.scores = self._score(self.shown.of(self.plain_model), validation, "validation")
         self.scored_step = self.state.step
         self.state.scores[self.state.step] = self._value(self.scores)
         self.window_started += time.monotonic() - began  # frames/s counts training alone
@@ -311,29 +323,39 @@ class TrainingRun:
         states = gather_object([random_state()])
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
-        if self.accelerator.is_main_process:
-            began = time.monotonic()
-            self.store.save(self.state.step, lambda folder: self._write(folder, states), self.state.scores)
-            self.window_started += time.monotonic() - began
+        began, main = time.monotonic(), self.accelerator.is_main_process
+        shown = self.shown.of(self.plain_model)
+        together = main or self.sharded  # all processes are needed for whole tensors
+        optimizer = optimizer_tensors(self.plain_model, self.plain_optimizer) if together else {}
+        trained = {}
+        if self.shown.ema_decay is not None and together:
+            trained = {name: whole(p.detach()).cpu() for name, p in self.plain_model.named_parameters()}
+        if main:
+
+            def write(folder: Path) -> None:
+                self._write(folder, shown)
+                save_training_state(folder, self.state, optimizer, states, trained)
+                text = yaml.safe_dump(recipe_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
+                write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
+
+            self.store.save(self.state.step, write, self.state.scores)
+        self.window_started += time.monotonic() - began
         self.saved_step = self.state.step
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path, random_states: list[dict[str, torch.Tensor]]) -> None:
-        self.plain_model.config.monotonic_straight_through = False  # a phase of training, not of the model
-        self.plain_model.save_pretrained(folder)
+    def _write(self, folder: Path, model: Any) -> None:
+        model.config.monotonic_straight_through = False  # a phase of training, not of the model
+        model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        save_training_state(folder, self.state, self.plain_model, self.plain_optimizer, random_states)
-        text = yaml.safe_dump(recipe_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
-        write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
-        self._write_card(folder, self.scores if self.scored_step == self.state.step else {})
+        self._write_card(folder, model, self.scores if self.scored_step == self.state.step else {})
 
-    def _write_card(self, folder: Path, scores: dict[str, Scores]) -> None:
+    def _write_card(self, folder: Path, model: Any, scores: dict[str, Scores]) -> None:
         if self.card_template is not None:
-            write_text_atomically(folder / "README.md", self._card(self.card_template, scores))
+            write_text_atomically(folder / "README.md", self._card(self.card_template, model, scores))
 
-    def _card(self, template: str, scores: dict[str, Scores]) -> str:
+    def _card(self, template: str, model: Any, scores: dict[str, Scores]) -> str:
         name, facts = self.output.resolve().name, self.splits.facts()
-        return model_card(template, name, self.recipe, self.plain_model, self.state, scores, facts)
+        return model_card(template, name, self.recipe, model, self.state, scores, facts)
 
     def _average(self) -> None:
         """Average the kept checkpoints; the average becomes `best` where it scores at least as well."""
@@ -352,7 +374,7 @@ class TrainingRun:
         _, model = load_checkpoint(target)
         scores = self._score(model.to(self.accelerator.device), self.splits.validation, f"mean of steps {steps}")
         if self.accelerator.is_main_process:
-            self._write_card(target, scores)
+            self._write_card(target, model, scores)
             ranked = self.store.ranked(self.state.scores)
             if not ranked or self._value(scores) <= self.state.scores[ranked[0]]:
                 self.store.link("best", target)
@@ -364,4 +386,4 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _rounded(heads: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    return {name: [round(value, 5) for value in tensor.tolist()] for name, tensor in heads.items()}
+    return {name: [round(value, 5) for value in whole(tensor).tolist()] for name, tensor in heads.items()}

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from hf_entmax_asr.augmentation import SpecAugment
 from hf_entmax_asr.training.batching import BatchOptions, BatchStream, MicroBatch
 from hf_entmax_asr.training.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.training.perturbing import WaveformPerturbation, find_noise_files
 from hf_entmax_asr.training.recipe import AugmentationSection, Recipe
 from hf_entmax_asr.training.utterances import Utterances
 
@@ -20,7 +21,8 @@ class _CollatedBatches(Dataset):
 
     def __getitem__(self, batch: MicroBatch) -> tuple[MicroBatch, dict[str, torch.Tensor]]:
         generator = torch.Generator().manual_seed(batch.seed)
-        return batch, self.collator([self.utterances.example(i) for i in batch.indices], generator)
+        examples = map(self.utterances.example, batch.indices, batch.speeds)
+        return batch, self.collator(list(examples), generator)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -39,6 +41,18 @@ def _spec_augment(section: AugmentationSection) -> SpecAugment | None:
     )
 
 
+def _perturbation(section: AugmentationSection, sampling_rate: int) -> WaveformPerturbation | None:
+    if section.volume_db == section.noise_share == 0:
+        return None
+    return WaveformPerturbation(
+        volume_db=section.volume_db,
+        noise_share=section.noise_share,
+        noise_snr_db=section.noise_snr_db,
+        noise_files=find_noise_files(section.noise_path),
+        sampling_rate=sampling_rate,
+    )
+
+
 def batch_loader(
     recipe: Recipe, processor: Any, train: Utterances, accelerator: Any, epoch: int = 0, next_index: int = 0
 ) -> DataLoader:
@@ -49,6 +63,7 @@ def batch_loader(
         max_utterances=section.max_utterances,
         shuffle_window=section.shuffle_window,
         short_first_epochs=section.short_first_epochs,
+        speeds=recipe.augmentation.speeds,
         seed=recipe.seed,
     )
     stream = BatchStream(
@@ -61,7 +76,8 @@ def batch_loader(
         epoch=epoch,
         next_index=next_index,
     )
-    collator = SpeechSeq2SeqCollator(processor, _spec_augment(recipe.augmentation))
+    perturb = _perturbation(recipe.augmentation, processor.feature_extractor.sampling_rate)
+    collator = SpeechSeq2SeqCollator(processor, _spec_augment(recipe.augmentation), perturb)
     return DataLoader(
         _CollatedBatches(train, collator),
         sampler=stream,  # of MicroBatch, not of indices

@@ -21,6 +21,7 @@ from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureEx
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
+from hf_entmax_asr.training.batching import frames_at
 from hf_entmax_asr.training.checkpointing import (
     STATE_FOLDER,
     CheckpointError,
@@ -31,6 +32,7 @@ from hf_entmax_asr.training.checkpointing import (
 )
 from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.model_card import DataFacts
+from hf_entmax_asr.training.perturbing import find_noise_files
 from hf_entmax_asr.training.recipe import (
     Recipe,
     RecipeError,
@@ -86,6 +88,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         RecipeError, DataError, CheckpointError: with what to change.
     """
     checkpoint = _open_output(recipe, output, resume, accelerator)
+    find_noise_files(recipe.augmentation.noise_path)  # that there are none is known now, not after the data is read
     set_seed(recipe.seed)
     with accelerator.main_process_first():
         rows = load_rows(recipe)
@@ -193,7 +196,9 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
         _check_tokenizer(tokenizer, section.path)
     elif section.kind == "character":
-        tokenizer = train_character_tokenizer(texts, word_boundary=section.word_boundary, nfkc=section.nfkc)
+        tokenizer = train_character_tokenizer(
+            texts, word_boundary=section.word_boundary, nfkc=section.nfkc, symbols=section.symbols
+        )
     else:
         tokenizer = train_bpe_tokenizer(texts, section.vocab_size, nfkc=section.nfkc)
     return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
@@ -236,13 +241,15 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         if role == "validation" and recipe.evaluation.max_utterances is not None:
             utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
-        if role == "train" and utterances.frames.max() > limit:
-            longest = utterances.ids[int(utterances.frames.argmax())]
+        slowest = frames_at(utterances.frames, min(recipe.augmentation.speeds))
+        if role == "train" and slowest.max() > limit:
+            longest = utterances.ids[int(slowest.argmax())]
             raise RecipeError(
-                f"utterance {longest} has {utterances.frames.max()} frames and batching.frames_per_batch is {limit}: "
+                f"utterance {longest} has {slowest.max()} frames and batching.frames_per_batch is {limit}: "
                 "raise it, or lower data.max_duration"
             )
-        cached = cache_features(utterances, processor.feature_extractor, budget)
+        changing = role == "train" and recipe.augmentation.changes_waveforms
+        cached = not changing and cache_features(utterances, processor.feature_extractor, budget)
         if cached:
             budget -= sum(f.numel() for f in utterances.features or ()) * 2 / 2**20
         logger.info(
@@ -253,6 +260,8 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
             utterances.tokens.sum(),
             "kept in memory"
             if cached
+            else "computed in every epoch (augmentation changes the waveforms)"
+            if changing
             else "read in every epoch (data.feature_cache_megabytes is too small to keep them)",
         )
         prepared[role] = utterances

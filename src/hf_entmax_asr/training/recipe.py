@@ -5,25 +5,18 @@ is read, before any data is touched.
 """
 
 import dataclasses
-import difflib
 import inspect
 import os
-import re
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the key, the value and the fix."""
+from hf_entmax_asr.training.typed_yaml import RecipeError, build, read_tree, unknown_key
 
 
 @dataclass
@@ -34,6 +27,7 @@ class TokenizerSection:
     vocab_size: int = 5000  # bpe only
     word_boundary: bool = True  # characters only: false drops spaces, for Chinese
     nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
+    symbols: tuple[str, ...] = ()  # characters only: strings that are one token, as <NOISE> of WSJ
     path: str | None = None
 
 
@@ -70,13 +64,27 @@ class BatchingSection:
 
 @dataclass
 class AugmentationSection:
-    """SpecAugment (Park et al. 2019): masked bands of mel bins and of frames."""
+    """SpecAugment (Park et al. 2019): masked bands of mel bins and of frames; and changes of the waveform.
+
+    With any of the latter, the features of the training split are computed anew in every epoch and never cached. An
+    utterance that is too short for its text at the speed it gets adds nothing to the CTC loss in that epoch.
+    """
 
     frequency_masks: int = 2
     frequency_mask_bins: int = 27
     time_masks: int = 2
     time_mask_frames: int = 100
     time_mask_share: float = 0.2  # a time mask is never longer than this share of the utterance
+    speeds: tuple[float, ...] = (1.0,)  # every utterance gets one of these in every epoch; [0.9, 1.0, 1.1] is usual
+    volume_db: float = 0.0  # ± so many decibels
+    noise_share: float = 0.0  # share of the utterances that get noise
+    noise_snr_db: tuple[float, float] = (10.0, 30.0)  # speech over noise, uniform between these
+    noise_path: str | None = None  # a folder of noise recordings; null: white noise
+
+    @property
+    def changes_waveforms(self) -> bool:
+        """Whether features must be computed anew in every epoch."""
+        return self.speeds != (1.0,) or self.volume_db > 0 or self.noise_share > 0
 
 
 @dataclass
@@ -89,6 +97,7 @@ class OptimizerSection:
     eps: float = 1e-9
     weight_decay: float = 0.0
     max_gradient_norm: float = 5.0
+    ema_decay: float | None = None  # 0.999: a running mean of the weights is scored and saved; null: the weights
 
 
 @dataclass
@@ -176,32 +185,21 @@ def load_recipe(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -
     Raises:
         RecipeError: the file is missing or malformed, a key is unknown or a value impossible.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise RecipeError(f"there is no recipe at {file}; scripts/recipes/ has some to start from")
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{file} must hold a mapping of sections, not a {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    return recipe_from_dict(tree)
+    return recipe_from_dict(read_tree(Path(path), overrides))
 
 
 def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
     """Build a Recipe from nested plain data; refuses unknown keys with the nearest known name."""
-    recipe: Recipe = _build(Recipe, tree, "")
+    recipe: Recipe = build(Recipe, tree, "")
     _check_free_section("model", recipe.model, _model_keys())
     _check_free_section("features", recipe.features, _feature_keys())
     # Values are checked where they belong, by the classes themselves, but now rather than after the data is read.
-    for section, build, settings in (
+    for section, check, settings in (
         ("model", EntmaxAsrConfig, model_settings(recipe)),
         ("features", EntmaxAsrFeatureExtractor, recipe.features),
     ):
         try:
-            build(**settings)
+            check(**settings)
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise RecipeError(f"the section {section!r} of the recipe: {error}") from error
     return recipe
@@ -215,7 +213,9 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data (lists, not tuples), for YAML and JSON."""
     tree = dataclasses.asdict(recipe)
-    tree["optimizer"]["betas"] = list(tree["optimizer"]["betas"])
+    for section in tree.values():
+        if isinstance(section, dict):
+            section.update({key: list(value) for key, value in section.items() if isinstance(value, tuple)})
     return tree
 
 
@@ -236,87 +236,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"--set takes section.key=value, got {override!r}")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
-    *sections, leaf = key.strip().split(".")
-    for section in sections:
-        if not isinstance(tree.setdefault(section, {}), dict):
-            tree[section] = {}
-        tree = tree[section]
-    tree[leaf] = value
-
-
-def _build(cls: Any, tree: Any, where: str) -> Any:
-    """Instantiate the dataclass `cls` from plain data; `where` is the key's path, for messages."""
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{where or 'a recipe'} must be a mapping, got {tree!r}")
-    hints = typing.get_type_hints(cls)
-    for key in tree:
-        if key not in hints:
-            raise RecipeError(_unknown(f"{where}.{key}" if where else str(key), str(key), hints))
-    values = {key: _typed(value, hints[key], f"{where}.{key}" if where else key) for key, value in tree.items()}
-    return cls(**values)
-
-
-def _unknown(path: str, key: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
-    return f"unknown recipe key {path!r}; {hint}"
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type; an int is taken where a float stands, nothing else is converted."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _typed(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
-    if origin is tuple:
-        if isinstance(value, list | tuple) and len(value) == len(arguments):
-            return tuple(_typed(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
-        raise RecipeError(f"{where} is {value!r}; it must be a list of {len(arguments)} numbers")
-    if origin is dict:
-        return _build_free(value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise RecipeError(f"{where} is {value!r}; it must be of type {hint.__name__}")
-
-
-def _build_free(value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise RecipeError(f"{where} must be a mapping, got {value!r}")
-    return dict(value)
-
-
 def _model_keys() -> set[str]:
     return set(inspect.get_annotations(EntmaxAsrConfig))
 
@@ -331,7 +250,7 @@ def _check_free_section(section: str, values: dict[str, Any], known: set[str]) -
         if key in _DECIDED_BY_THE_RUN[section]:
             raise RecipeError(f"{section}.{key} cannot be set: {_DECIDED_BY_THE_RUN[section][key]}")
         if key not in known:
-            raise RecipeError(_unknown(f"{section}.{key}", key, known - _DECIDED_BY_THE_RUN[section].keys()))
+            raise RecipeError(unknown_key(f"{section}.{key}", key, known - _DECIDED_BY_THE_RUN[section].keys()))
 
 
 # (key, lowest value, highest value); None where there is no bound.
@@ -351,7 +270,10 @@ _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
     ("augmentation.time_masks", 0, None),
     ("augmentation.time_mask_frames", 0, None),
     ("augmentation.time_mask_share", 0, 1),
+    ("augmentation.volume_db", 0, 40),
+    ("augmentation.noise_share", 0, 1),
     ("optimizer.weight_decay", 0, None),
+    ("optimizer.ema_decay", 0, 0.999999),
     ("schedule.warmup_steps", 1, None),
     ("schedule.max_steps", 1, None),
     ("schedule.cooldown_fraction", 0, 1),
@@ -396,5 +318,21 @@ def _check_values(recipe: Recipe) -> None:
             f"data.max_duration ({recipe.data.max_duration} s) must be above data.min_duration "
             f"({recipe.data.min_duration} s)"
         )
+    _check_augmentation(recipe)
     if not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         raise RecipeError(f"optimizer.betas are {list(recipe.optimizer.betas)}; each must be in [0, 1)")
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    section = recipe.augmentation
+    if not section.speeds or not all(0.5 <= speed <= 2 for speed in section.speeds):
+        raise RecipeError(f"augmentation.speeds is {list(section.speeds)}; give one or more, each between 0.5 and 2")
+    if section.noise_snr_db[0] > section.noise_snr_db[1]:
+        raise RecipeError(f"augmentation.noise_snr_db is {list(section.noise_snr_db)}; the lower bound comes first")
+    if section.noise_path is not None and section.noise_share == 0:
+        raise RecipeError("augmentation.noise_path is set and augmentation.noise_share is 0: no utterance gets noise")
+    if section.volume_db > 0 and recipe.features.get("cmvn", "utterance") == "utterance":
+        raise RecipeError(
+            f"augmentation.volume_db is {section.volume_db}, which features.cmvn=utterance takes away again: set "
+            "features.cmvn=global, or augmentation.volume_db=0"
+        )

@@ -52,12 +52,12 @@ class Utterances:
         """(utterances,) target tokens, `</s>` included."""
         return np.array([len(label) for label in self.labels])
 
-    def example(self, index: int) -> dict[str, Any]:
-        """What the collator takes: cached features or audio, and labels."""
+    def example(self, index: int, speed: float = 1.0) -> dict[str, Any]:
+        """What the collator takes: cached features, or audio and the speed to play it at; and labels."""
         labels = self.labels[index]
         if self.features is not None:
             return {"input_features": self.features[index], "labels": labels}
-        return {"audio": self.rows[index]["audio"], "labels": labels}
+        return {"audio": self.rows[index]["audio"], "speed": speed, "labels": labels}
 
     def select(self, indices: Sequence[int]) -> "Utterances":
         """These utterances only, in this order."""

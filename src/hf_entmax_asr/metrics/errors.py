@@ -1,10 +1,11 @@
-"""Word and character error rates, split into insertions, deletions and substitutions.
+"""Word and character error rates, split into insertions, deletions and substitutions, and the alignments behind them.
 
 Nothing is normalised here (case, punctuation, number words): the texts are compared as they are given.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jiwer
 
@@ -74,6 +75,50 @@ def error_counts(references: Sequence[str], hypotheses: Sequence[str], unit: str
         TypeError: one of the two is a string instead of a list.
         ValueError: an unknown unit, or a different number of references and hypotheses.
     """
+    counted = _aligned(references, hypotheses, unit)
+    if counted is None:
+        return ErrorCounts(0, 0, 0, 0, 0, unit)
+    reference_length = counted.hits + counted.substitutions + counted.deletions
+    return ErrorCounts(
+        counted.substitutions, counted.insertions, counted.deletions, counted.hits, reference_length, unit
+    )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One column of an alignment: a unit of the reference, of the hypothesis, or of both."""
+
+    kind: Literal["hit", "substitution", "deletion", "insertion"]
+    reference: str | None
+    hypothesis: str | None
+
+
+def align(references: Sequence[str], hypotheses: Sequence[str], unit: str = "word") -> list[list[Edit]]:
+    """A best alignment of each hypothesis with its reference, one list of edits per utterance (jiwer).
+
+    The edits are those that `error_counts` counts. Where several alignments are equally good, jiwer chooses. Arguments
+    and errors are those of `error_counts`.
+    """
+    processed = _aligned(references, hypotheses, unit)
+    if processed is None:
+        return []
+    utterances = zip(processed.alignments, processed.references, processed.hypotheses, strict=True)
+    return [
+        [edit for chunk in chunks for edit in _edits(chunk, reference, hypothesis)]
+        for chunks, reference, hypothesis in utterances
+    ]
+
+
+def count_edits(edits: Sequence[Edit], unit: str = "word") -> ErrorCounts:
+    """The counts of an alignment."""
+    kinds: list[str] = [edit.kind for edit in edits]
+    substitutions, insertions, deletions, hits = map(kinds.count, ("substitution", "insertion", "deletion", "hit"))
+    return ErrorCounts(substitutions, insertions, deletions, hits, hits + substitutions + deletions, unit)
+
+
+def _aligned(
+    references: Sequence[str], hypotheses: Sequence[str], unit: str
+) -> jiwer.WordOutput | jiwer.CharacterOutput | None:
     if unit not in ("word", "character"):
         raise ValueError(f"unit is {unit!r}; use 'word' or 'character'.")
     if isinstance(references, str) or isinstance(hypotheses, str):
@@ -81,15 +126,22 @@ def error_counts(references: Sequence[str], hypotheses: Sequence[str], unit: str
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one for each.")
     if not references:
-        return ErrorCounts(0, 0, 0, 0, 0, unit)
+        return None
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
     # jiwer splits words at the space alone, so a tab or a line break is made one.
     split = [" ".join(text.split()) if unit == "word" else text for text in (*references, *hypotheses)]
-    counted = process(split[: len(references)], split[len(references) :])
-    reference_length = counted.hits + counted.substitutions + counted.deletions
-    return ErrorCounts(
-        counted.substitutions, counted.insertions, counted.deletions, counted.hits, reference_length, unit
-    )
+    return process(split[: len(references)], split[len(references) :])
+
+
+def _edits(chunk: jiwer.AlignmentChunk, reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
+    given = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+    heard = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+    if chunk.type == "delete":
+        return [Edit("deletion", unit, None) for unit in given]
+    if chunk.type == "insert":
+        return [Edit("insertion", None, unit) for unit in heard]
+    pairs = zip(given, heard, strict=True)
+    return [Edit("hit" if chunk.type == "equal" else "substitution", *pair) for pair in pairs]
 
 
 def deletion_collapse(counts: ErrorCounts) -> str | None:

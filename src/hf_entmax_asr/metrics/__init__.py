@@ -1,0 +1,51 @@
+"""Scores: functions of texts, never of models.
+
+errors            word and character errors, their alignments, the check for deletion collapse
+significance      confidence intervals and the matched-pair test
+report            the aligned HTML page and the most frequent confusions
+evaluate_metrics  WER and CER as metrics of the library `evaluate`
+"""
+
+from typing import Any
+
+from hf_entmax_asr.metrics.errors import Edit, ErrorCounts, align, count_edits, deletion_collapse, error_counts
+from hf_entmax_asr.metrics.report import confusions, html_report
+from hf_entmax_asr.metrics.significance import (
+    BootstrapDifference,
+    Interval,
+    MatchedPairs,
+    bootstrap_difference,
+    bootstrap_interval,
+    error_segments,
+    matched_pairs,
+)
+
+__all__ = [
+    "CER",
+    "WER",
+    "BootstrapDifference",
+    "Edit",
+    "ErrorCounts",
+    "Interval",
+    "MatchedPairs",
+    "align",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "confusions",
+    "count_edits",
+    "deletion_collapse",
+    "error_counts",
+    "error_segments",
+    "html_report",
+    "matched_pairs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: `evaluate` takes a second to import, may be absent, and in a program that lies beside
+    # scripts/evaluate.py the name would mean that file.
+    if name in ("WER", "CER"):
+        from hf_entmax_asr.metrics import evaluate_metrics
+
+        return getattr(evaluate_metrics, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

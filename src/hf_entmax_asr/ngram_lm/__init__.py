@@ -1,0 +1,23 @@
+"""N-gram language models, to help the recogniser choose.
+
+estimation  text -> ARPA file, by KenLM's lmplz or IRSTLM
+scoring     ARPA file -> log probabilities, by KenLM (needs the extra `lm`)
+fusion      log probabilities -> the scores of `generate`
+options     --lm and its companions, for the programs in scripts/
+"""
+
+from hf_entmax_asr.ngram_lm.estimation import train_ngram
+from hf_entmax_asr.ngram_lm.fusion import FusedModel, LanguageModelFusion
+from hf_entmax_asr.ngram_lm.options import add_language_model_options, add_reading_options, with_language_model
+from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel
+
+__all__ = [
+    "FusedModel",
+    "LanguageModelError",
+    "LanguageModelFusion",
+    "NgramModel",
+    "add_language_model_options",
+    "add_reading_options",
+    "train_ngram",
+    "with_language_model",
+]

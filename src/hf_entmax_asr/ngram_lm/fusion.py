@@ -1,0 +1,323 @@
+"""Shallow fusion: an n-gram model has its say at every step of `generate`, greedy or with beams.
+
+With log probabilities p of the recogniser and q of the language model, a finished hypothesis scores
+
+    log p(tokens | audio) + weight · log q(text, end) + insertion_bonus · units of the text
+
+(the "shallow fusion" of Gulcehre et al. 2015, arXiv 1503.03535, with the insertion bonus usual in recognition).
+
+The tokens need not be the units of the language model. A word model over tokens that spell (characters, BPE pieces)
+knows a word's probability only at its end. Until then a word is paid for in advance, by the unigram probability of all
+words that begin as it does (look-ahead, Ortmanns et al. 1996), and the difference is settled at the word's end. So the
+sum above is exact, and a search that looks one token ahead is not surprised at the ends of words.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+
+from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel, State
+from hf_entmax_asr.tokenization import WORD_BOUNDARY
+
+FOREIGN = "\N{REPLACEMENT CHARACTER}"  # what <unk> spells: a character that no word has
+VECTORS_KEPT = 4096
+FIRST_CANDIDATES = 4  # times the candidates asked for are scored to find the level that others must reach
+
+Vector = np.ndarray
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a hypothesis stands.
+
+    Attributes:
+        state: before the word (or character) that comes.
+        word: letters of the word so far, for a word model.
+        begun: whether there has been a character.
+        parted: whether the last token is a word boundary and nothing else.
+        ended: whether the last token is the end.
+    """
+
+    state: State
+    word: str = ""
+    begun: bool = False
+    parted: bool = False
+    ended: bool = False
+
+
+class _Tokens:
+    """What each token spells: text without the word boundary, and whether a boundary stands before it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.end = int(tokenizer.eos_token_id)
+        silent = {tokenizer.pad_token_id, tokenizer.bos_token_id, self.end}
+        self.silent = [index in silent for index in range(len(names))]
+        names = [FOREIGN if index == tokenizer.unk_token_id else name for index, name in enumerate(names)]
+        spelled = ["" if quiet else name for quiet, name in zip(self.silent, names, strict=True)]
+        self.bounded = [name.startswith(WORD_BOUNDARY) for name in spelled]
+        self.texts = [name.removeprefix(WORD_BOUNDARY) for name in spelled]
+        inner = [name for name in spelled if WORD_BOUNDARY in name[1:]]
+        if inner:
+            raise LanguageModelError(f"the token {inner[0]!r} spells more than one word; no language model can follow")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class _Kept:
+    """The latest vectors of a function of one hashable argument."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function, self.values = function, OrderedDict[Any, Any]()
+
+    def __call__(self, key: Any) -> Any:
+        if key in self.values:
+            self.values.move_to_end(key)
+        else:
+            self.values[key] = self.function(key)
+            if len(self.values) > VECTORS_KEPT:
+                self.values.popitem(last=False)
+        return self.values[key]
+
+
+class _SpelledCharacters:
+    """A character model: each token is the characters that it spells."""
+
+    def __init__(self, model: NgramModel, tokens: _Tokens) -> None:
+        self.model, self.tokens = model, tokens
+        self._known = _Kept(lambda key: np.full(len(tokens), np.nan, dtype=np.float32))
+        every = range(len(tokens))
+        self._lengths = [np.array([len(self._characters(t, begun)) for t in every], np.float32) for begun in (0, 1)]
+
+    def _characters(self, token: int, begun: bool | int) -> str:
+        boundary = WORD_BOUNDARY if self.tokens.bounded[token] and begun else ""  # none before the first character
+        return boundary + self.tokens.texts[token]
+
+    def step(self, place: _Place, token: int) -> _Place:
+        state, characters = place.state, self._characters(token, place.begun)
+        for character in characters:
+            state, _ = self.model.advance(state, character)
+        return replace(place, state=state, begun=place.begun or bool(characters))
+
+    def lengths(self, place: _Place) -> Vector:
+        return self._lengths[place.begun]
+
+    def logs(self, place: _Place, wanted: Vector | None = None) -> Vector:
+        """log q of each token; those that are not wanted may be NaN."""
+        logs = self._known((place.state, place.begun))
+        missing = np.flatnonzero(np.isnan(logs)) if wanted is None else wanted[np.isnan(logs[wanted])]
+        for token in missing.tolist():
+            logs[token] = self._log(place, token)
+        return logs
+
+    def _log(self, place: _Place, token: int) -> float:
+        if token == self.tokens.end:
+            return self.model.end(place.state)
+        state, total = place.state, 0.0
+        for character in self._characters(token, place.begun):
+            state, score = self.model.advance(state, character)
+            total += score
+        return total
+
+
+class _SpelledWords:
+    """A word model: tokens spell words, paid for in advance and settled at their ends."""
+
+    def __init__(self, model: NgramModel, tokens: _Tokens) -> None:
+        if not any(tokens.bounded):
+            raise LanguageModelError(
+                f"{model.path} is a model of words, but the tokenizer marks no word boundaries ({WORD_BOUNDARY}); "
+                "train one with unit='character'"
+            )
+        self.model, self.tokens = model, tokens
+        begun: dict[str, float] = {}
+        for word, score in model.unigrams.items():
+            for length in range(len(word) + 1):
+                begun[word[:length]] = begun.get(word[:length], 0.0) + math.exp(score)
+        self._begun = {prefix: math.log(mass / begun[""]) for prefix, mass in begun.items() if mass > 0}
+        self._bounded = np.array(tokens.bounded)
+        self._nothing = np.zeros(len(tokens), dtype=np.float32)
+        self._ending = (self._bounded | (np.arange(len(tokens)) == tokens.end)).astype(np.float32)
+        self._first = np.array([self._ahead(text) for text in tokens.texts], dtype=np.float32)
+        self._following = _Kept(self._vector)
+        self._ends = _Kept(lambda key: model.advance(*key))
+
+    def _ahead(self, prefix: str) -> float:
+        """What has been paid for a word that begins so: log of the share of words (by unigram) that do."""
+        return self._begun.get(prefix, self.model.unknown)
+
+    def _vector(self, word: str) -> Vector:
+        """What each token without a boundary adds to the payment for a word."""
+        paid = self._ahead(word)
+        texts = zip(self.tokens.texts, self.tokens.bounded, strict=True)
+        ahead = [0.0 if bounded or not text else self._ahead(word + text) - paid for text, bounded in texts]
+        return np.array(ahead, dtype=np.float32)
+
+    def _settled(self, place: _Place) -> tuple[State, float]:
+        """State behind the word so far, and what is still to pay for it."""
+        if not place.word:
+            return place.state, 0.0
+        state, score = self._ends((place.state, place.word))
+        return state, score - self._ahead(place.word)
+
+    def step(self, place: _Place, token: int) -> _Place:
+        text = self.tokens.texts[token]
+        if not self.tokens.bounded[token]:
+            return replace(place, word=place.word + text)
+        return replace(place, state=self._settled(place)[0], word=text)
+
+    def lengths(self, place: _Place) -> Vector:
+        return self._ending if place.word else self._nothing
+
+    def logs(self, place: _Place, wanted: Vector | None = None) -> Vector:
+        """What each token adds to the payment; all are given, wanted or not."""
+        state, due = self._settled(place)
+        logs = np.where(self._bounded, self._first + np.float32(due), self._following(place.word))
+        logs[self.tokens.end] = due + self.model.end(state)
+        return logs
+
+
+class LanguageModelFusion(LogitsProcessor):
+    """Adds the language model's part to the scores of the next token, for `generate(logits_processor=[fusion])`.
+
+    The place of each hypothesis is worked out from its tokens, the places of the last call being kept by prefix: beams
+    may be reordered, repeated or dropped as the search likes. With several processors, put this one first. Tokens that
+    are no text (padding, the start, a space after a space, numbers beyond the tokenizer) would cost nothing; they get
+    the probability 0.
+
+    Works for greedy search, beams and sampling. The scores of a greedy search are then logits plus the language model's
+    part; of a beam search, log probabilities plus that part.
+    """
+
+    def __init__(
+        self,
+        model: NgramModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        weight: float,
+        insertion_bonus: float = 0.0,
+        candidates: int | None = None,
+    ) -> None:
+        """
+        Args:
+            model: of words or characters.
+            tokenizer: of the recogniser.
+            weight: of the language model's log probability, usually 0.1 to 1.
+            insertion_bonus: added for each word (of a word model) or character, against the pull of the language model
+                to short texts; in the same logarithmic scale, so a bonus of 1 counts as a factor of e.
+            candidates: how many best next tokens of a hypothesis the search can take: 1 for greedy search, twice the
+                number of beams for beam search (and at least 2). A character model then does not score all of a large
+                vocabulary; the tokens left out get the probability 0, which changes nothing in the search. None, the
+                default, scores all, as sampling needs.
+
+        Raises:
+            LanguageModelError: a weight that is negative or not finite, no candidates, or a tokenizer that the model
+                cannot follow.
+        """
+        if candidates is not None and candidates < 1:
+            raise LanguageModelError(f"candidates is {candidates}; it must be at least 1, or None for all tokens")
+        if not (math.isfinite(weight) and weight >= 0 and math.isfinite(insertion_bonus)):
+            raise LanguageModelError(
+                f"weight is {weight} and insertion_bonus {insertion_bonus}; the weight must be finite and at least 0, "
+                "the bonus finite"
+            )
+        self.model, self.weight, self.insertion_bonus, self.candidates = model, weight, insertion_bonus, candidates
+        self._tokens = _Tokens(tokenizer)
+        kind = _SpelledWords if model.unit == "word" else _SpelledCharacters
+        self._speller: _SpelledWords | _SpelledCharacters = kind(model, self._tokens)
+        self._start = _Place(model.start())
+        self._places: dict[tuple[int, ...], _Place] = {}
+        self._nothing = np.zeros(len(self._tokens), dtype=np.float32)
+        self._never = np.array(self._tokens.silent) & (np.arange(len(self._tokens)) != self._tokens.end)
+        self._bounded = np.array(self._tokens.bounded)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (rows, 1 + tokens so far), scores (rows, V) -> (rows, V).
+
+        Raises:
+            LanguageModelError: fewer scores than the tokenizer has tokens.
+        """
+        if scores.shape[1] < len(self._tokens):
+            raise LanguageModelError(
+                f"the model scores {scores.shape[1]} tokens, but the tokenizer has {len(self._tokens)}: they do not "
+                "belong together"
+            )
+        places: dict[tuple[int, ...], _Place] = {}
+        rows = [tuple(row) for row in input_ids.tolist()]
+        for row in rows:
+            if row not in places:
+                before = self._places.get(row[:-1])
+                places[row] = reduce(self._step, row, self._start) if before is None else self._step(before, row[-1])
+        self._places = places
+        given = scores[:, : len(self._tokens)].float().numpy(force=True)
+        added = torch.full((len(rows), scores.shape[1]), -math.inf)
+        for index, row in enumerate(rows):
+            added[index, : len(self._tokens)] = torch.from_numpy(self._added(places[row], given[index]))
+        return scores + added.to(scores.device, scores.dtype)
+
+    def score(self, text: str) -> float:
+        """What the language model adds to a finished hypothesis in all: weight · log q + insertion_bonus · units."""
+        units = self.model.units(text)
+        return self.weight * self.model.log_probability(text) + self.insertion_bonus * len(units)
+
+    def _step(self, place: _Place, token: int) -> _Place:
+        if place.ended or token >= len(self._tokens):
+            return place
+        if token == self._tokens.end:
+            return replace(place, ended=True)
+        if self._tokens.silent[token]:
+            return place
+        parted = self._tokens.bounded[token] and not self._tokens.texts[token]
+        return replace(self._speller.step(place, token), parted=parted)
+
+    def _added(self, place: _Place, scores: Vector) -> Vector:
+        """The language model's part for the next token (V,), where the recogniser's is `scores` (V,)."""
+        if place.ended:
+            return self._nothing
+        never = self._never | self._bounded if place.parted else self._never
+        bonuses = self.insertion_bonus * self._speller.lengths(place)
+        few = self.candidates is not None and FIRST_CANDIDATES * self.candidates < len(self._tokens)
+        if few and self.model.unit == "character":
+            wanted = self._candidates(place, np.where(never, -np.inf, scores + bonuses))
+            added: Vector = np.full(len(self._tokens), -np.inf, dtype=np.float32)
+            added[wanted] = self.weight * self._speller.logs(place, wanted)[wanted] + bonuses[wanted]
+        else:
+            added = self.weight * self._speller.logs(place) + bonuses
+        added[never] = -np.inf
+        return added
+
+    def _candidates(self, place: _Place, ceilings: Vector) -> Vector:
+        """Tokens among which the best are, and </s>.
+
+        As log q ≤ 0, no token comes out above its ceiling, recogniser's score plus bonus. So whatever has a ceiling
+        below the last of so many good ones can be left out.
+        """
+        count = self.candidates or 1
+        first = np.argpartition(-ceilings, FIRST_CANDIDATES * count)[: FIRST_CANDIDATES * count]
+        fused = ceilings[first] + self.weight * self._speller.logs(place, first)[first]
+        least = np.partition(fused, -count)[-count]
+        return np.union1d(np.flatnonzero(ceilings >= least), [self._tokens.end])
+
+
+class FusedModel:
+    """A recogniser whose `generate` has a language model; everything else is the recogniser's own."""
+
+    def __init__(self, model: Any, fusion: LanguageModelFusion) -> None:
+        self.model, self.fusion = model, fusion
+
+    def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """As the recogniser's, the language model before any other logits processor."""
+        processors = LogitsProcessorList([self.fusion, *(logits_processor or [])])
+        return self.model.generate(*args, logits_processor=processors, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)

@@ -1,0 +1,119 @@
+"""Plain data, as YAML gives it, into typed dataclasses: unknown keys, wrong types and malformed files are refused."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the key, the value and the fix."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_tree(file: Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file of nested mappings, with `section.key=value` strings (value in YAML) applied after it.
+
+    Raises:
+        RecipeError: the file is missing or malformed, or an override is.
+    """
+    if not file.is_file():
+        raise RecipeError(f"there is no recipe at {file}; scripts/recipes/ has some to start from")
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{file} must hold a mapping of sections, not a {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set takes section.key=value, got {override!r}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        if not isinstance(tree.setdefault(section, {}), dict):
+            tree[section] = {}
+        tree = tree[section]
+    tree[leaf] = value
+
+
+def build(cls: Any, tree: Any, where: str) -> Any:
+    """Instantiate the dataclass `cls` from plain data; `where` is the key's path, for messages."""
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{where or 'a recipe'} must be a mapping, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise RecipeError(unknown_key(f"{where}.{key}" if where else str(key), str(key), hints))
+    values = {key: _typed(value, hints[key], f"{where}.{key}" if where else key) for key, value in tree.items()}
+    return cls(**values)
+
+
+def unknown_key(path: str, key: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(sorted(known))
+    return f"unknown recipe key {path!r}; {hint}"
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type; an int is taken where a float stands, nothing else is converted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _typed(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise RecipeError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, arguments))}")
+    if origin is tuple and Ellipsis in arguments:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
+        raise RecipeError(f"{where} is {value!r}; it must be a list")
+    if origin is tuple:
+        if isinstance(value, list | tuple) and len(value) == len(arguments):
+            return tuple(_typed(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+        raise RecipeError(f"{where} is {value!r}; it must be a list of {len(arguments)} numbers")
+    if origin is dict:
+        return _build_free(value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{where} is {value!r}; it must be of type {hint.__name__}")
+
+
+def _build_free(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where} must be a mapping, got {value!r}")
+    return dict(value)
