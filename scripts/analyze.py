@@ -22,18 +22,20 @@ from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
 from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
 from hf_entmax_asr.analysis.report import write_report
-from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.training import CheckpointError, DataError, read_history
 from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.examples import example_of
 from hf_entmax_asr.training.inspection import Labels, analyze, save_analysis
+from hf_entmax_asr.training.utterances import read_split
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
+    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--max-utterances", type=int, help="only the first so many")
     parser.add_argument(
@@ -48,19 +50,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json-only", action="store_true", help="no pictures, no page")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
-
-
-def load_rows(data: str, split: str, most: int | None) -> Any:
-    try:
-        splits = load_folder(data)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    if split not in splits:
-        raise DataError(f"{data} has no split {split!r}; --split takes one of {', '.join(splits)}")
-    rows = splits[split]
-    if most is not None and most < 1:
-        raise DataError(f"--max-utterances {most} leaves nothing; it must be at least 1")
-    return rows if most is None else rows.select(range(min(most, len(rows))))
 
 
 def load_labels(source: str | None, tier: str | None) -> Labels | None:
@@ -125,7 +114,7 @@ def main() -> int:
         if not arguments.json_only and importlib.util.find_spec("matplotlib") is None:
             raise ImportError("pictures need matplotlib: pip install 'hf_entmax_asr[plots]', or give --json-only")
         labels = load_labels(arguments.labels, arguments.tier)
-        rows = load_rows(arguments.data, arguments.split, arguments.max_utterances)
+        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
         with tqdm(total=len(rows), unit="utt", disable=None) as bar:
             document = analyze(

@@ -19,14 +19,14 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.metrics import Edit, align, bootstrap_interval, confusions, count_edits, html_report
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.text import RULES, normalizer
 from hf_entmax_asr.training import CheckpointError, DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.training.checkpointing import write_text_atomically
 from hf_entmax_asr.training.evaluation import is_monotonic, load_recogniser
-from hf_entmax_asr.training.utterances import Utterances, prepare_split
+from hf_entmax_asr.training.utterances import Utterances, prepare_split, read_split
 
 CONFUSIONS_PRINTED = 10
 
@@ -34,7 +34,8 @@ CONFUSIONS_PRINTED = 10
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
+    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
@@ -55,18 +56,6 @@ def parse() -> argparse.Namespace:
     add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
-
-
-def load_utterances(arguments: argparse.Namespace, processor) -> Utterances:
-    splits = load_folder(arguments.data)
-    if arguments.split not in splits:
-        raise DataError(f"{arguments.data} has no split {arguments.split!r}; --split takes one of {', '.join(splits)}")
-    rows = splits[arguments.split]
-    if arguments.max_utterances is not None:
-        rows = rows.select(range(min(arguments.max_utterances, len(rows))))
-    if len(rows) == 0:
-        raise DataError(f"the split {arguments.split!r} of {arguments.data} has no utterances")
-    return prepare_split(rows, processor)
 
 
 def write_utterances(
@@ -147,7 +136,8 @@ def main() -> int:
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
         model = with_language_model(model, processor, arguments)
-        utterances = load_utterances(arguments, processor)
+        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
+        utterances = prepare_split(rows, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (
             decoding_as(model, arguments.decoding, arguments.firing_rule),

@@ -14,13 +14,15 @@ import logging
 import sys
 from pathlib import Path
 
-from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
+from hf_entmax_asr.training.utterances import DataError, read_split
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", help="text files, or folders of data")
+    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of those folders")
     parser.add_argument("--split", default="train", help="of folders of data (default: train)")
     parser.add_argument("--output", type=Path, required=True, help="the ARPA file to write")
     parser.add_argument("--order", type=int, default=3, help="length of the longest n-grams, 2 to 6 (default: 3)")
@@ -31,14 +33,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_texts(sources: list[Path], split: str) -> list[str]:
+def read_texts(sources: list[Path], split: str, corpus: str) -> list[str]:
     texts: list[str] = []
     for source in sources:
         if source.is_dir():
-            splits = load_folder(source)
-            if split not in splits:
-                raise LanguageModelError(f"{source} has no split {split!r}; it has {', '.join(splits)}")
-            texts += splits[split]["text"]
+            texts += read_split(str(source), split, corpus)["text"]
         else:
             texts += source.read_text(encoding="utf-8").split("\n")
     return [text for text in texts if text.strip()]
@@ -48,8 +47,8 @@ def main() -> int:
     arguments = parse()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        texts = read_texts(arguments.sources, arguments.split)
-        tests = read_texts(arguments.test, arguments.test_split)
+        texts = read_texts(arguments.sources, arguments.split, arguments.corpus)
+        tests = read_texts(arguments.test, arguments.test_split, arguments.corpus)
         method = train_ngram(texts, arguments.output, order=arguments.order, unit=arguments.unit, tool=arguments.tool)
         print(f"{arguments.output}: {arguments.unit}s, order {arguments.order}, {len(texts):,} sentences ({method})")
         if tests:
@@ -60,7 +59,7 @@ def main() -> int:
                 f"perplexity {model.perplexity(tests):.4g} over {len(units):,} {arguments.unit}s and {len(tests):,} "
                 f"sentence ends; {unknown:,} {arguments.unit}s unknown"
             )
-    except (LanguageModelError, OSError, UnicodeDecodeError, ImportError) as error:
+    except (LanguageModelError, DataError, OSError, UnicodeDecodeError, ImportError) as error:
         print(f"train_lm.py: {error}", file=sys.stderr)
         return 1
     return 0

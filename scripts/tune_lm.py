@@ -15,12 +15,12 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.metrics import ErrorCounts, error_counts
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel, add_reading_options
 from hf_entmax_asr.training import CheckpointError, DataError, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.utterances import Utterances, cache_features, prepare_split
+from hf_entmax_asr.training.utterances import cache_features, prepare_split, read_split
 
 CACHE_MEGABYTES = 1024
 
@@ -28,12 +28,13 @@ CACHE_MEGABYTES = 1024
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
     parser.add_argument("--lm", type=Path, required=True, help="n-gram language model, an ARPA file")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.45, 0.6], metavar="WEIGHT")
     parser.add_argument("--bonuses", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0], metavar="BONUS")
     add_reading_options(parser)
     parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
+    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="validation", help="sub-folder of the data (default: validation)")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=5, help="beam width (default: 5)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
@@ -44,20 +45,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-utterances", type=int, help="use only the first so many")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
-
-
-def load_utterances(arguments: argparse.Namespace, processor) -> Utterances:
-    splits = load_folder(arguments.data)
-    if arguments.split not in splits:
-        raise DataError(f"{arguments.data} has no split {arguments.split!r}; --split takes one of {', '.join(splits)}")
-    rows = splits[arguments.split]
-    if arguments.max_utterances is not None:
-        rows = rows.select(range(min(arguments.max_utterances, len(rows))))
-    if len(rows) == 0:
-        raise DataError(f"the split {arguments.split!r} of {arguments.data} has no utterances")
-    utterances = prepare_split(rows, processor)
-    cache_features(utterances, processor.feature_extractor, CACHE_MEGABYTES)
-    return utterances
 
 
 def pairs(weights: list[float], bonuses: list[float]) -> list[tuple[float, float]]:
@@ -92,7 +79,9 @@ def main() -> int:
             )
             for weight, bonus in grid
         }
-        utterances = load_utterances(arguments, processor)
+        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
+        utterances = prepare_split(rows, processor)
+        cache_features(utterances, processor.feature_extractor, CACHE_MEGABYTES)
     except (CheckpointError, DataError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"tune_lm.py: {error}", file=sys.stderr)
         return 1

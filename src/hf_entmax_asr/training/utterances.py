@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_entmax_asr.corpora import read_corpus
 from hf_entmax_asr.corpora.folder import read_audio
 from hf_entmax_asr.model.subsampling import subsampled_length
 from hf_entmax_asr.training.batching import BatchOptions, cut_batches
@@ -23,6 +24,23 @@ _FRAMES_PER_EXTRACTION = 6000  # a minute of audio at a time
 
 class DataError(ValueError):
     """Data that cannot be trained on; the message counts and names the utterances."""
+
+
+def read_split(data: str, split: str, corpus: str = "folder", most: int | None = None) -> Any:
+    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`.
+
+    Raises:
+        DataError: there is no such split, nothing in it, or damage.
+    """
+    if most is not None and most < 1:
+        raise DataError(f"{most} utterances are asked for; it must be at least 1")
+    try:
+        rows = read_corpus(corpus, data, splits=[split]).splits[split]
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if len(rows) == 0:
+        raise DataError(f"the split {split!r} of {data} has no utterances")
+    return rows if most is None else rows.select(range(min(most, len(rows))))
 
 
 @dataclass
