@@ -197,7 +197,7 @@ def test_caches_that_cannot_carry_positions_are_refused():
     token = torch.tensor([[1]])
     full = small_model(cross_attention="full")
     foreign = full(input_features, decoder_input_ids=token).past_key_values
-    with pytest.raises(ValueError, match="holds keys but no head positions"):
+    with pytest.raises(ValueError, match="a filled DynamicLayer, not a MonotonicLayer"):
         model(input_features, decoder_input_ids=token, past_key_values=foreign)
     cache = DynamicCache()  # the returned cache is another object; this one knows the tokens but not the positions
     model(input_features, decoder_input_ids=token, past_key_values=cache)

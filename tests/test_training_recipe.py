@@ -24,7 +24,8 @@ def test_the_documented_recipe_names_every_key():
 
     tree = yaml.safe_load((ROOT / "scripts" / "recipes" / "paper_base.yaml").read_text(encoding="utf-8"))
     every = recipe_to_dict(load_recipe(ROOT / "scripts" / "recipes" / "paper_base.yaml"))
-    for section in every.keys() - {"seed", "model", "features"}:
+    assert tree.keys() == every.keys()
+    for section in every.keys() - {"start_from", "seed", "model", "features"}:
         assert tree[section].keys() == every[section].keys()
 
 

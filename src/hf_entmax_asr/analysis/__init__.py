@@ -7,6 +7,7 @@ phoneme_aligner    the same for English from audio and text (needs the extra `ph
 phoneme_attention  which phonemes attend to which (PAR); which heads are phonetic, which linguistic
 probe              how well phonemes can be told apart in each layer
 monotonic_heads    who runs ahead and who keeps the others waiting
+reuse              which layers can share an attention map, which heads are redundant
 word_ends          monotonic heads against the true ends of words; word times
 plots              pictures of attention and heads (needs the extra `plots`)
 report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in
@@ -56,6 +57,13 @@ from hf_entmax_asr.analysis.plots import (
 )
 from hf_entmax_asr.analysis.probe import PhonemeProbe, ProbeResult, split_disjoint
 from hf_entmax_asr.analysis.report import Example, write_report
+from hf_entmax_asr.analysis.reuse import (
+    MapGroups,
+    RedundantHead,
+    map_groups_of,
+    propose_map_groups,
+    redundant_heads,
+)
 from hf_entmax_asr.analysis.sparsity import (
     ScoreHistogram,
     SparsityCounts,
@@ -82,6 +90,7 @@ __all__ = [
     "HeadScore",
     "Interval",
     "LabelError",
+    "MapGroups",
     "MeanMeter",
     "MonotonicMeter",
     "MonotonicSummary",
@@ -90,6 +99,7 @@ __all__ = [
     "PhonemeProbe",
     "PocketsphinxAligner",
     "ProbeResult",
+    "RedundantHead",
     "ScoreHistogram",
     "SparsityCounts",
     "SparsityMeter",
@@ -107,6 +117,7 @@ __all__ = [
     "head_roles",
     "labels_at_positions",
     "labels_of",
+    "map_groups_of",
     "phoneme",
     "phoneme_attention",
     "phoneme_classes",
@@ -116,9 +127,11 @@ __all__ = [
     "plot_boundaries",
     "plot_scores",
     "plot_transforms",
+    "propose_map_groups",
     "read_ctm",
     "read_label_folder",
     "read_textgrid",
+    "redundant_heads",
     "relative_diagonality",
     "save_png",
     "self_attention_measures",

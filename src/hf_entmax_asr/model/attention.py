@@ -73,34 +73,41 @@ class CrossHeadAttention(nn.Module):
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, T, C) -> (B, H, T, D)."""
+    """(B, T, H·D) -> (B, H, T, D)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, T, D) -> (B, T, C)."""
+    """(B, H, T, D) -> (B, T, H·D)."""
     return x.transpose(1, 2).flatten(2)
 
 
 class MultiHeadAttention(nn.Module):
     """transform(Q Kᵀ / √D) V per head (paper eq. 1-3 with the transform in softmax's place).
 
-    Self-attention, or cross-attention when `encoder_hidden_states` is given. Never replaced by a fused softmax kernel.
+    Self-attention ("encoder" or "decoder"), or cross-attention ("cross"), when `encoder_hidden_states` is given. Never
+    replaced by a fused softmax kernel. A layer that uses the map of another (`EntmaxAsrConfig.encoder_map_groups`) has
+    neither queries nor keys, nor an α.
     """
 
-    def __init__(self, config: EntmaxAsrConfig, num_heads: int, transform: str, layer_idx: int, is_cross: bool = False):
+    def __init__(self, config: EntmaxAsrConfig, kind: str, layer_idx: int):
         super().__init__()
-        self.num_heads = num_heads
+        is_cross = kind == "cross"
+        self.num_heads = config.heads(kind, layer_idx)
+        width = self.num_heads * config.head_width(kind)
         self.layer_idx = layer_idx
+        self.borrows_map = not is_cross and config.map_layer(kind, layer_idx) != layer_idx
+        self.lends_map = not is_cross and config.lends_map(kind, layer_idx)
         self.dropout = config.attention_dropout
-        self.scale = (config.d_model // num_heads) ** -0.5
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.k_proj = nn.Linear(config.d_model, config.d_model)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
-        self.transform = AttentionTransform(config, transform, num_heads)
+        self.scale = config.head_width(kind) ** -0.5
+        if not self.borrows_map:
+            self.q_proj = nn.Linear(config.d_model, width)
+            self.k_proj = nn.Linear(config.d_model, width)
+            self.transform = AttentionTransform(config, getattr(config, f"{kind}_transform"), self.num_heads)
+        self.v_proj = nn.Linear(config.d_model, width)
+        self.out_proj = nn.Linear(width, config.d_model)
         if is_cross and config.cross_head_transform != "none":
-            self.cross_head = CrossHeadAttention(config, num_heads)
+            self.cross_head = CrossHeadAttention(config, self.num_heads)
 
     def forward(
         self,
@@ -109,22 +116,32 @@ class MultiHeadAttention(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         need_weights: bool = False,
+        shared_map: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, C), with a boolean mask that broadcasts to (B, H, T, S) -> output (B, T, C), and weights (B, H, T, S)
-        if needed: without them, α-entmax attention need not hold them."""
-        query = split_heads(self.q_proj(hidden_states), self.num_heads)
+        if they are asked for or lent: without them, α-entmax attention need not hold them.
+
+        A layer that borrows its map takes it as `shared_map`, before dropout: each layer drops weights anew.
+        """
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
         dropout = self.dropout if self.training else 0.0
-        weights = None
-        entmax_form = None if need_weights else self.transform.as_entmax()
-        if entmax_form is not None:
-            alpha, factor = entmax_form
-            context: Tensor = entmax_attention(  # type: ignore[assignment]  # a pair only with return_weights
-                query, key, value, alpha, attention_mask, scale=self.scale * factor, dropout_p=dropout
-            )  # (B, H, T, D)
+        if self.borrows_map:
+            if shared_map is None:
+                raise ValueError(f"layer {self.layer_idx} has no map of its own; give the one it shares as shared_map.")
+            weights: Tensor | None = shared_map
         else:
-            scores = query * self.scale @ key.transpose(-1, -2)  # scaled before, for float16's range
-            weights = self.transform(scores, attention_mask)
+            query = split_heads(self.q_proj(hidden_states), self.num_heads)
+            weights = None
+            form = None if need_weights or self.lends_map else self.transform.as_entmax()
+            if form is not None:
+                alpha, factor = form
+                context: Tensor = entmax_attention(  # type: ignore[assignment]  # a pair only with return_weights
+                    query, key, value, alpha, attention_mask, scale=self.scale * factor, dropout_p=dropout
+                )  # (B, H, T, D)
+            else:
+                scores = query * self.scale @ key.transpose(-1, -2)  # scaled before, for float16's range
+                weights = self.transform(scores, attention_mask)
+        if weights is not None:
             context = F.dropout(weights, dropout).to(value.dtype) @ value
         if hasattr(self, "cross_head"):
             context = self.cross_head(hidden_states, context)
@@ -139,8 +156,8 @@ class MultiHeadAttention(nn.Module):
             if past is not None and past.cross_attention_cache.get_seq_length(self.layer_idx) > 0:
                 layer = past.cross_attention_cache.layers[self.layer_idx]
                 return layer.keys, layer.values  # type: ignore[union-attr, return-value]
-        key = split_heads(self.k_proj(source), self.num_heads)
         value = split_heads(self.v_proj(source), self.num_heads)
+        key = value[..., :0] if self.borrows_map else split_heads(self.k_proj(source), self.num_heads)
         if past is not None:
             cache = past.self_attention_cache if encoder_hidden_states is None else past.cross_attention_cache
             key, value = cache.update(key, value, self.layer_idx)

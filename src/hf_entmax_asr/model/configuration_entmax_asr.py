@@ -58,6 +58,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
         d_model (`int`): model width C; a multiple of both head counts, and even.
         encoder_layers, decoder_layers (`int`): number of blocks.
         encoder_attention_heads, decoder_attention_heads (`int`): heads H of each block.
+        encoder_heads_per_layer, decoder_heads_per_layer, cross_heads_per_layer (`list[int]` or `None`): how many of
+            those heads each layer has, in encoder self-attention, decoder self-attention and cross-attention, after
+            others were removed for good (`scripts/prune.py`). A head keeps its width D = C / H. `None`: all.
         encoder_ffn_dim, decoder_ffn_dim (`int`): width of the feed-forward layers.
         activation_function (`str`): of the feed-forward layers, a name that transformers knows.
         dropout, attention_dropout, activation_dropout (`float`): of sublayer outputs, attention maps, and inside the
@@ -73,6 +76,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
         softmax_temperature (`float`): T of softmax(scores / T), for every place that uses `"softmax"`.
         attention_topk (`int`): k of `"topk"`.
         entmax_alpha_init (`float`): α of `"entmax"` before training, inside (1, 2).
+
+    Attention map reuse (Shim, Choi, Sung, ICLR 2022; not in the paper):
+        encoder_map_groups, decoder_map_groups (`list[int]` or `None`): sizes of groups of consecutive layers, from the
+            first layer on, that share one self-attention map: `[1, 3, 2]` computes three maps for six layers. The
+            first layer of a group computes the map and holds it in memory; the others have values and an output
+            projection alone, and drop weights out anew. `None`: each layer has its own map.
 
     Monotonic cross-attention (Sec. III-B):
         cross_attention (`str`): `"monotonic"` or `"full"`.
@@ -131,6 +140,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
     decoder_layers: int = 6
     encoder_attention_heads: int = 8
     decoder_attention_heads: int = 8
+    encoder_heads_per_layer: list[int] | tuple[int, ...] | None = None
+    decoder_heads_per_layer: list[int] | tuple[int, ...] | None = None
+    cross_heads_per_layer: list[int] | tuple[int, ...] | None = None
     encoder_ffn_dim: int = 1024
     decoder_ffn_dim: int = 1024
     activation_function: str = "relu"
@@ -146,6 +158,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
     softmax_temperature: float | int = 1.0
     attention_topk: int = 16
     entmax_alpha_init: float | int = 1.5
+
+    encoder_map_groups: list[int] | tuple[int, ...] | None = None
+    decoder_map_groups: list[int] | tuple[int, ...] | None = None
 
     cross_attention: str = "monotonic"
     first_monotonic_layer: int = 0
@@ -178,6 +193,35 @@ class EntmaxAsrConfig(PreTrainedConfig):
     def downsampling_factor(self) -> int:
         """Feature frames per encoder position."""
         return 2**self.subsampling_layers
+
+    def heads(self, kind: str, layer: int) -> int:
+        """Heads of layer `layer` in "encoder" or "decoder" self-attention, or in "cross"-attention."""
+        counts = getattr(self, f"{kind}_heads_per_layer")
+        return self._all_heads(kind) if counts is None else counts[layer]
+
+    def head_width(self, kind: str) -> int:
+        """D of each head, by the same names."""
+        return self.d_model // self._all_heads(kind)
+
+    def _all_heads(self, kind: str) -> int:
+        return self.encoder_attention_heads if kind == "encoder" else self.decoder_attention_heads
+
+    def map_layer(self, side: str, layer: int) -> int:
+        """The layer whose self-attention map layer `layer` of `side` ("encoder" or "decoder") uses: itself or an
+        earlier one."""
+        first = layer
+        if (sizes := getattr(self, f"{side}_map_groups")) is not None:
+            first = 0
+            for size in sizes:
+                if layer < first + size:
+                    break
+                first += size
+        return first
+
+    def lends_map(self, side: str, layer: int) -> bool:
+        """Whether a later layer of `side` ("encoder" or "decoder") uses the map of layer `layer`."""
+        last = layer + 1 == getattr(self, f"{side}_layers")
+        return not last and self.map_layer(side, layer + 1) == layer
 
     def is_monotonic(self, layer: int) -> bool:
         """Whether decoder layer `layer` reads the audio with monotonic attention."""
@@ -223,6 +267,37 @@ class EntmaxAsrConfig(PreTrainedConfig):
                 f"entmax_alpha_init = {self.entmax_alpha_init} must lie strictly between 1 and 2 (α = 1 + sigmoid(a)); "
                 "for the ends use the transforms 'softmax' and 'sparsemax'."
             )
+
+    def validate_heads_per_layer(self):
+        """Refuses lists that do not fit the layers, and heads that were never there."""
+        for kind, side in (("encoder", "encoder"), ("decoder", "decoder"), ("cross", "decoder")):
+            counts, layers = getattr(self, f"{kind}_heads_per_layer"), getattr(self, f"{side}_layers")
+            if counts is None:
+                continue
+            most = self._all_heads(kind)
+            if len(counts) != layers or any(not 1 <= count <= most for count in counts):
+                raise ValueError(
+                    f"{kind}_heads_per_layer = {list(counts)} must hold one number for each of {side}_layers = "
+                    f"{layers}, between 1 and {side}_attention_heads = {most}; None gives every layer all heads."
+                )
+
+    def validate_map_groups(self):
+        """Refuses groups that do not cover the layers."""
+        for side in ("encoder", "decoder"):
+            sizes, layers = getattr(self, f"{side}_map_groups"), getattr(self, f"{side}_layers")
+            if sizes is None:
+                continue
+            if any(size < 1 for size in sizes) or sum(sizes) != layers:
+                raise ValueError(
+                    f"{side}_map_groups = {list(sizes)} must be sizes of at least 1 that add up to {side}_layers = "
+                    f"{layers}, not to {sum(sizes)}; None shares no map."
+                )
+            heads = [self.heads(side, layer) for layer in range(layers)]
+            if any(heads[self.map_layer(side, layer)] != heads[layer] for layer in range(layers)):
+                raise ValueError(
+                    f"{side}_heads_per_layer = {heads} differs within the groups of {side}_map_groups = {list(sizes)}: "
+                    "layers that share a map have equally many heads."
+                )
 
     def validate_monotonic(self):
         """Refuses monotonic and head options that contradict each other."""

@@ -12,21 +12,21 @@ from .monotonic import MonotonicAttention
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """One block; returns the hidden states and the head penalty of its monotonic attention (or None)."""
+    """One block; returns the hidden states, the head penalty of its monotonic attention (or None) and the map of its
+    self-attention (or None)."""
 
     def __init__(self, config: EntmaxAsrConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
         self.dropout = config.dropout
-        heads = config.decoder_attention_heads
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.self_attn = MultiHeadAttention(config, heads, config.decoder_transform, layer_idx)
+        self.self_attn = MultiHeadAttention(config, "decoder", layer_idx)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.encoder_attn: MonotonicAttention | MultiHeadAttention
         if config.is_monotonic(layer_idx):
             self.encoder_attn = MonotonicAttention(config, layer_idx)
         else:
-            self.encoder_attn = MultiHeadAttention(config, heads, config.cross_transform, layer_idx, is_cross=True)
+            self.encoder_attn = MultiHeadAttention(config, "cross", layer_idx)
         self.ffn_layer_norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config, config.decoder_ffn_dim)
 
@@ -36,18 +36,21 @@ class DecoderLayer(GradientCheckpointingLayer):
         attention_mask: Tensor,
         encoder_hidden_states: Tensor,
         source_mask: Tensor | None = None,
+        shared_map: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
         need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S), mask of the tokens (B, U)
-        -> (B, U, C), penalty."""
-        update, _ = self.self_attn(
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S), the map (B, H, U, past + U)
+        that the layer before used, for a layer that shares it, mask of the tokens (B, U) -> (B, U, C), penalty, and
+        the map of this layer where a later one shares it."""
+        update, weights = self.self_attn(
             self.self_attn_layer_norm(hidden_states),
             attention_mask,
             past_key_values=past_key_values,
             need_weights=need_weights,
+            shared_map=shared_map,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
@@ -63,7 +66,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
         update = self.ffn(self.ffn_layer_norm(hidden_states))
-        return residual(hidden_states, update, self.dropout, self.training), penalty
+        return residual(hidden_states, update, self.dropout, self.training), penalty, weights
 
     def _read(
         self,

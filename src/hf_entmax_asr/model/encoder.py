@@ -50,16 +50,21 @@ class EncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.dropout = config.dropout
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.self_attn = MultiHeadAttention(config, config.encoder_attention_heads, config.encoder_transform, layer_idx)
+        self.self_attn = MultiHeadAttention(config, "encoder", layer_idx)
         self.ffn_layer_norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config, config.encoder_ffn_dim)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, need_weights: bool = False
-    ) -> Tensor:
-        """(B, S, C), mask (B, 1, 1, S) boolean -> (B, S, C)."""
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        shared_map: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, C), mask (B, 1, 1, S) boolean, and the map (B, H, S, S) that the layer before used, for a layer that
+        shares it -> (B, S, C), and the map of this layer where a later one shares it."""
         normed = self.self_attn_layer_norm(hidden_states)
-        update, _ = self.self_attn(normed, attention_mask, need_weights=need_weights)
+        update, weights = self.self_attn(normed, attention_mask, need_weights=need_weights, shared_map=shared_map)
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
         update = self.ffn(self.ffn_layer_norm(hidden_states))
-        return residual(hidden_states, update, self.dropout, self.training)
+        return residual(hidden_states, update, self.dropout, self.training), weights

@@ -77,8 +77,16 @@ class MonotonicLayer(DynamicLayer):
         self.progress = self.window_keys = None
 
 
+class ValueLayer(DynamicLayer):
+    """Self-attention cache of a layer that uses the map of another: values (B, H, U, D), and keys of width 0."""
+
+    def get_seq_length(self) -> int:
+        return 0 if self.values is None else self.values.shape[-2]
+
+
 def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None, num_beams: int = 1) -> EncoderDecoderCache:
-    """An empty cache with a `MonotonicLayer` for each monotonic decoder layer; or a user's cache, made to fit in place.
+    """An empty cache with a `MonotonicLayer` for each monotonic decoder layer and a `ValueLayer` for each that shares
+    the self-attention map of another; or a user's cache, made to fit in place.
 
     num_beams: so many rows, neighbours, belong to one utterance, as `generate` lays beams out.
 
@@ -94,18 +102,26 @@ def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None, num_beams: i
             f"past_key_values is a {type(cache).__name__}; this model needs an EncoderDecoderCache of two DynamicCache "
             "objects, because its heads keep a position for every token. Leave past_key_values unset."
         )
-    layers = cache.cross_attention_cache.layers
     for layer in range(config.decoder_layers):
-        kind = MonotonicLayer if config.is_monotonic(layer) else DynamicLayer
-        if layer == len(layers):
-            layers.append(MonotonicLayer(num_beams) if kind is MonotonicLayer else kind())
-        elif not isinstance(layers[layer], kind):
-            if cache.cross_attention_cache.get_seq_length(layer) > 0:
-                raise ValueError(
-                    f"layer {layer} of past_key_values holds keys but no head positions; it was not made by this model."
-                )
-            layers[layer] = kind()
+        cross = MonotonicLayer(num_beams) if config.is_monotonic(layer) else DynamicLayer()
+        _place(cross, cache.cross_attention_cache, layer)
+        if config.decoder_map_groups is not None:
+            borrows = config.map_layer("decoder", layer) != layer
+            _place(ValueLayer() if borrows else DynamicLayer(), cache.self_attention_cache, layer)
     return cache
+
+
+def _place(wanted: DynamicLayer, cache: Cache, index: int) -> None:
+    """Puts an empty layer where there is none of its kind."""
+    if index == len(cache.layers):
+        cache.layers.append(wanted)
+    elif not isinstance(cache.layers[index], type(wanted)):
+        if cache.get_seq_length(index) > 0:
+            raise ValueError(
+                f"layer {index} of past_key_values is a filled {type(cache.layers[index]).__name__}, not a "
+                f"{type(wanted).__name__}; it was not made by this model."
+            )
+        cache.layers[index] = wanted
 
 
 def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:

@@ -115,8 +115,9 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
         x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
+        shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
         for layer in self.layers:
-            x = layer(x, key_mask, need_weights=self._needs_weights(kwargs))
+            x, shared_map = layer(x, key_mask, shared_map, need_weights=self._needs_weights(kwargs))
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))
 
 
@@ -171,12 +172,14 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
         target_mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()
         penalties = []
+        shared_map = None
         for layer in self.layers:
-            x, penalty = layer(
+            x, penalty, shared_map = layer(
                 x,
                 self_mask,
                 encoder_hidden_states,  # positional: gradient checkpointing needs it so
                 source_mask,
+                shared_map,
                 past_key_values=past_key_values,
                 past_tokens=past_tokens,
                 target_mask=target_mask,

@@ -27,16 +27,17 @@ class MonotonicAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.num_heads = config.decoder_attention_heads
-        self.scale = (config.d_model // self.num_heads) ** -0.5
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.k_proj = nn.Linear(config.d_model, config.d_model)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.num_heads = config.heads("cross", layer_idx)
+        width = self.num_heads * config.head_width("cross")
+        self.scale = config.head_width("cross") ** -0.5
+        self.q_proj = nn.Linear(config.d_model, width)
+        self.k_proj = nn.Linear(config.d_model, width)
+        self.v_proj = nn.Linear(config.d_model, width)
+        self.out_proj = nn.Linear(width, config.d_model)
         self.energy_bias = nn.Parameter(torch.empty(self.num_heads))
         if config.monotonic_chunk_size != 1:
-            self.window_q_proj = nn.Linear(config.d_model, config.d_model)
-            self.window_k_proj = nn.Linear(config.d_model, config.d_model)
+            self.window_q_proj = nn.Linear(config.d_model, width)
+            self.window_k_proj = nn.Linear(config.d_model, width)
         if config.has_gates(layer_idx):
             self.gate = nn.Parameter(torch.empty(self.num_heads))
         if config.cross_head_transform != "none":

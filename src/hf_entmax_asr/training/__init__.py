@@ -1,6 +1,7 @@
 """Training and evaluation by recipe. `train(load_recipe("recipe.yaml"), "output")` is the whole of it.
 
 recipe -> preparation (data, processor, model) -> engine (the loop) -> checkpointing, reporting, evaluation
+surgery: smaller models out of trained ones, to be trained further
 """
 
 from hf_entmax_asr.training.checkpointing import CheckpointError, average_checkpoints
@@ -10,6 +11,7 @@ from hf_entmax_asr.training.evaluation import Scores, decoding_as, recognise, sc
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, load_recipe
 from hf_entmax_asr.training.reporting import read_history
 from hf_entmax_asr.training.seq2seq_trainer import HeadGateCallback, word_error_metrics
+from hf_entmax_asr.training.surgery import gated_off, remove_heads, share_maps
 from hf_entmax_asr.training.utterances import DataError
 
 __all__ = [
@@ -24,10 +26,13 @@ __all__ = [
     "TrainingResult",
     "average_checkpoints",
     "decoding_as",
+    "gated_off",
     "load_recipe",
     "read_history",
     "recognise",
+    "remove_heads",
     "score_decodings",
+    "share_maps",
     "train",
     "word_error_metrics",
 ]

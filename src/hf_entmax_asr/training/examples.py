@@ -34,7 +34,8 @@ def example_of(model: Any, processor: Any, row: Mapping[str, Any], head: tuple[i
         model.train(was_training)
     first = model.config.first_monotonic_layer
     alphas = model.alphas()
-    names = [f"encoder.layers.{layer}.self_attn" for layer in range(len(maps))]
+    sources = [model.config.map_layer("encoder", layer) for layer in range(len(maps))]
+    names = [f"encoder.layers.{layer}.self_attn" for layer in sources]
     return Example(
         name=row["id"],
         reference=row["text"],

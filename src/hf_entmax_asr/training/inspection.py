@@ -17,7 +17,7 @@ utterances where nothing else is said.
         cad, relative_cad, distance_positions   self-attention only; mean |i−j|
         curve                                   self-attention only: D(r) of each head
         uniform                                 {measure: value} of uniform attention under the same masks
-        alpha, gate                             where the module has them
+        alpha, gate                             where the module has them; alpha is that of the map it uses
         role                                    encoder: "linguistic", "phonetic", "neither" or null (see head_roles)
         same_phoneme_lift, same_place_lift      encoder, with phoneme labels
     role_rule                                   {diagonal_from, phonetic_from}
@@ -78,6 +78,8 @@ MODEL_FIELDS = (
     "decoder_layers",
     "encoder_attention_heads",
     "decoder_attention_heads",
+    *(f"{kind}_heads_per_layer" for kind in ("encoder", "decoder", "cross")),
+    *(f"{side}_map_groups" for side in ("encoder", "decoder")),
     "d_model",
     "encoder_transform",
     "decoder_transform",
@@ -250,9 +252,9 @@ class _Inspection:
 
     def _monotonic_meter(self) -> MonotonicMeter:
         config, gates = self.model.config, self.model.gates()
-        names = [f"decoder.layers.{i}.encoder_attn" for i in range(config.decoder_layers) if config.is_monotonic(i)]
-        heads = torch.ones(config.decoder_attention_heads)
-        active = [gates.get(name, heads).cpu() != 0 for name in names]
+        layers = [layer for layer in range(config.decoder_layers) if config.is_monotonic(layer)]
+        ones = {f"decoder.layers.{layer}.encoder_attn": torch.ones(config.heads("cross", layer)) for layer in layers}
+        active = [gates.get(name, heads).cpu() != 0 for name, heads in ones.items()]
         return MonotonicMeter(config.first_monotonic_layer, active if torch.cat(active).any() else None)
 
     def _labels_of(self, utterances: Utterances, indices: Sequence[int], positions: int) -> Tensor:
@@ -327,9 +329,12 @@ class _Inspection:
             "verticality": means["verticality"],
             "uniform": {"entropy_nats": means["uniform_entropy"], "verticality": means["uniform_verticality"]},
         }
-        for field_name, values in (("alpha", self.model.alphas()), ("gate", self.model.gates())):
-            if name in values:
-                result[field_name] = values[name]
+        lender, kind, layer = name, result["kind"], result["layer"]
+        if kind in ("encoder", "decoder"):
+            lender = f"{kind}.layers.{self.model.config.map_layer(kind, layer)}.self_attn"
+        for field_name, owner, values in (("alpha", lender, self.model.alphas()), ("gate", name, self.model.gates())):
+            if owner in values:
+                result[field_name] = values[owner]
         if "cad" not in means:
             return result
         result |= {"cad": means["cad"], "distance_positions": means["distance"], "curve": means["curve"]}

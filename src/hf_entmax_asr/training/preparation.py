@@ -12,6 +12,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import concatenate_datasets
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
 from hf_entmax_asr.corpora import read_audio, read_corpus
@@ -29,6 +30,7 @@ from hf_entmax_asr.training.checkpointing import (
     read_training_state,
     write_text_atomically,
 )
+from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.model_card import DataFacts
 from hf_entmax_asr.training.perturbing import find_noise_files
 from hf_entmax_asr.training.recipe import (
@@ -90,6 +92,10 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
     set_seed(recipe.seed)
     with accelerator.main_process_first():
         rows = load_rows(recipe)
+    if checkpoint is None and recipe.start_from is not None:
+        processor, model = load_start(recipe)
+        splits = prepare_splits(recipe, rows, processor, model.config)
+        return Prepared(processor, model, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
     if checkpoint is None:
         processor = _build_once(recipe, rows, output, accelerator)
         config = build_config(recipe, processor)
@@ -288,6 +294,33 @@ def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> E
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
     return EntmaxAsrForConditionalGeneration(config)
+
+
+def load_start(recipe: Recipe) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditionalGeneration]:
+    """Processor and model of the checkpoint that the recipe starts from, with the keys of its model section.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        RecipeError: weights of another size, other features or another tokenizer are asked for.
+    """
+    start = str(recipe.start_from)
+    model, processor = load_recogniser(start, "cpu")
+    if recipe.tokenizer.path is not None:
+        raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
+    for key, value in recipe.features.items():
+        if value != (theirs := getattr(processor.feature_extractor, key)):
+            raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
+    changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
+    if not changes:
+        return processor, model
+    try:
+        config = EntmaxAsrConfig.from_dict(model.config.to_dict() | changes)
+        changed = EntmaxAsrForConditionalGeneration.from_pretrained(start, config=config)
+    except (RuntimeError, ValueError, StrictDataclassError) as error:
+        named = ", ".join(f"model.{key}: {value!r}" for key, value in changes.items())
+        raise RecipeError(f"start_from: {start} does not go with {named}: {error}") from error
+    logger.info("differs from %s: %s", start, ", ".join(changes))
+    return processor, changed
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditionalGeneration]:

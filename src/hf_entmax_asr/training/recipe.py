@@ -137,8 +137,13 @@ class EvaluationSection:
 
 @dataclass
 class Recipe:
-    """A whole experiment. `model` holds keys of EntmaxAsrConfig, `features` those of EntmaxAsrFeatureExtractor."""
+    """A whole experiment. `model` holds keys of EntmaxAsrConfig, `features` those of EntmaxAsrFeatureExtractor.
 
+    With `start_from` training begins with the weights, tokenizer and features of that checkpoint (a folder, or a Hub
+    repository); its configuration holds but for the keys in `model`.
+    """
+
+    start_from: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     features: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,195 @@
+"""Smaller models out of trained ones: layers that share attention maps, and heads removed for good."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_entmax_asr.model.attention import MultiHeadAttention
+from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
+from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.monotonic import MonotonicAttention
+
+HeadOrder = Mapping[str, Sequence[int]]
+
+
+@torch.no_grad()
+def share_maps(
+    model: EntmaxAsrForConditionalGeneration,
+    *,
+    encoder_groups: Sequence[int] | None = None,
+    decoder_groups: Sequence[int] | None = None,
+    head_order: HeadOrder | None = None,
+) -> EntmaxAsrForConditionalGeneration:
+    """A copy of `model` in which layers share self-attention maps; all weights that are still used are copied.
+
+    It transcribes worse than `model` until it is trained further: values and output projections of the layers that
+    lost their maps have not seen the new ones.
+
+    Args:
+        encoder_groups, decoder_groups: as `EntmaxAsrConfig.encoder_map_groups`; None leaves that side as it is.
+        head_order: by module ("encoder.layers.2.self_attn"), a permutation of its heads: the head that is to use map 0
+            of its group, then map 1, … None, or a module not named: each head uses the map of its own number.
+
+    Raises:
+        ValueError: groups in which the first layer has no map of its own, because `model` shares maps already, or an
+            order that is no permutation.
+        huggingface_hub.errors.StrictDataclassError: sizes that do not fit the layers.
+    """
+    changed = {"encoder_map_groups": encoder_groups, "decoder_map_groups": decoder_groups}
+    config = _changed(model.config, {name: list(sizes) for name, sizes in changed.items() if sizes is not None})
+    for side in ("encoder", "decoder"):
+        for layer in range(getattr(config, f"{side}_layers")):
+            if config.map_layer(side, layer) == layer != (source := model.config.map_layer(side, layer)):
+                raise ValueError(
+                    f"{side} layer {layer} cannot begin a group: in this checkpoint it uses the map of layer {source} "
+                    "and has no queries and keys. Choose groups that begin where those of the checkpoint do."
+                )
+    state = dict(model.state_dict())
+    for name, order in (head_order or {}).items():
+        _reorder_heads(state, name, order, model.get_submodule(f"model.{name}"))
+    return _with_weights(model, config, state)
+
+
+@torch.no_grad()
+def remove_heads(
+    model: EntmaxAsrForConditionalGeneration, removed: Mapping[str, Sequence[int]]
+) -> EntmaxAsrForConditionalGeneration:
+    """A copy of `model` without some of its heads: smaller projections, fewer heads for decoding to wait for.
+
+    It computes what `model` does when the outputs of these heads are zero: nothing changes if their gates are zero.
+
+    Args:
+        removed: by module ("encoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"), the numbers of its heads.
+
+    Raises:
+        ValueError: a module or head that is not there, the last head of a layer, layers that share a map but not the
+            heads to remove, or cross-attention with cross-head attention, whose weights are shared among all heads.
+    """
+    modules = attention_modules(model)
+    for name, heads in removed.items():
+        _check_removal(model.config, modules, name, heads)
+    state, config = dict(model.state_dict()), model.config
+    counts = {"encoder": [0] * config.encoder_layers, "decoder": [0] * config.decoder_layers}
+    counts["cross"] = [0] * config.decoder_layers
+    for name, module in modules.items():
+        gone = removed.get(name, ())
+        kept = [head for head in range(module.num_heads) if head not in gone]
+        kind, layer = _place_of(name)
+        counts[kind][layer] = len(kept)
+        if gone:
+            _check_group(config, kind, layer, removed)
+            _keep_heads(state, f"model.{name}", kept, module.num_heads)
+    full = {kind: config.d_model // config.head_width(kind) for kind in counts}
+    changes = {
+        f"{kind}_heads_per_layer": None if set(numbers) == {full[kind]} else numbers for kind, numbers in counts.items()
+    }
+    return _with_weights(model, _changed(config, changes), state)
+
+
+def attention_modules(model: EntmaxAsrForConditionalGeneration) -> dict[str, Any]:
+    """All self- and cross-attention modules, by the names that `alphas()` and an analysis give them."""
+    kinds = (MultiHeadAttention, MonotonicAttention)
+    return {name.removeprefix("model."): module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
+    """The heads whose gate is exactly 0, by module, for `remove_heads`. Of a layer in which all are, one is left out:
+    a layer keeps a head, and decoding does not wait for one whose gate is 0."""
+    off = {}
+    for name, gate in model.gates().items():
+        heads = (gate == 0).nonzero().flatten().tolist()
+        heads = heads[1:] if len(heads) == len(gate) else heads
+        if heads:
+            off[name] = heads
+    return off
+
+
+def read_analysis(path: Path, config: EntmaxAsrConfig) -> dict[str, Any]:
+    """An analysis that scripts/analyze.py wrote, if it can be one of a model with this configuration.
+
+    Raises:
+        ValueError: it cannot be read, or is of another model.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no analysis that can be read: {error}") from error
+    for name, value in document.get("model", {}).items():
+        if getattr(config, name, value) != value:
+            raise ValueError(f"{path} is of another model: {name} is {value} there and {getattr(config, name)} here.")
+    return document
+
+
+def _place_of(name: str) -> tuple[str, int]:
+    """("encoder", "decoder" or "cross"; layer) of an attention module."""
+    side, _, layer, module = name.split(".")
+    return ("cross" if module == "encoder_attn" else side), int(layer)
+
+
+def _check_removal(config: EntmaxAsrConfig, modules: Mapping[str, Any], name: str, heads: Sequence[int]) -> None:
+    if name not in modules:
+        raise ValueError(f"{name!r} is no attention module of this model; it has {', '.join(modules)}.")
+    count = modules[name].num_heads
+    if absent := [head for head in heads if not 0 <= head < count]:
+        raise ValueError(f"{name} has the heads 0 to {count - 1}, and no head {absent[0]}.")
+    if len(set(heads)) == count:
+        raise ValueError(f"{name} would lose all of its {count} heads; at least one must stay.")
+    if heads and _place_of(name)[0] == "cross" and config.cross_head_transform != "none":
+        raise ValueError(
+            f"the heads of {name} cannot be removed: cross_head_transform = {config.cross_head_transform!r} weighs "
+            "each head against the others, so that all would change."
+        )
+
+
+def _check_group(config: EntmaxAsrConfig, kind: str, layer: int, removed: Mapping[str, Sequence[int]]) -> None:
+    if kind == "cross":
+        return
+    layers = range(getattr(config, f"{kind}_layers"))
+    group = [other for other in layers if config.map_layer(kind, other) == config.map_layer(kind, layer)]
+    named = [f"{kind}.layers.{other}.self_attn" for other in group]
+    if len({frozenset(removed.get(name, ())) for name in named}) > 1:
+        raise ValueError(f"{', '.join(named)} share a map, so the same heads must be removed from each of them.")
+
+
+def _changed(config: EntmaxAsrConfig, changes: Mapping[str, object]) -> EntmaxAsrConfig:
+    return EntmaxAsrConfig.from_dict({**config.to_dict(), **changes})
+
+
+def _with_weights(
+    model: EntmaxAsrForConditionalGeneration, config: EntmaxAsrConfig, state: Mapping[str, Tensor]
+) -> EntmaxAsrForConditionalGeneration:
+    """A model of `config` in the dtype, mode and device of `model`, with the weights in `state` that it has."""
+    changed: Any = EntmaxAsrForConditionalGeneration(config)
+    changed.to(model.device, model.dtype)
+    changed.load_state_dict({name: state[name] for name in changed.state_dict()})
+    changed.generation_config = model.generation_config
+    return changed.train(model.training)
+
+
+def _reorder_heads(state: dict[str, Tensor], name: str, order: Sequence[int], module: Any) -> None:
+    """Puts the heads of a module in another order, in place; what it computes stays the same."""
+    if sorted(order) != list(range(module.num_heads)):
+        raise ValueError(
+            f"head_order of {name} is {list(order)}; it must name each of its heads, 0 to {module.num_heads - 1}, once."
+        )
+    if list(order) == sorted(order):
+        return
+    if module.borrows_map or module.lends_map:
+        raise ValueError(f"head_order of {name} is {list(order)}, but in this checkpoint its heads share maps already.")
+    _keep_heads(state, f"model.{name}", order, module.num_heads)
+
+
+def _keep_heads(state: dict[str, Tensor], module: str, kept: Sequence[int], heads: int) -> None:
+    """Keeps the heads `kept` of an attention module, in that order, in place in a state dict."""
+    index = torch.tensor(list(kept))
+    for name in [name for name in state if name.startswith(f"{module}.")]:
+        tensor, part = state[name], name.removeprefix(f"{module}.")
+        if part == "out_proj.bias":
+            continue
+        dim = 1 if part == "out_proj.weight" else 0  # heads lie along the inputs of out_proj, else along the outputs
+        by_head = tensor.unflatten(dim, (heads, -1)).index_select(dim, index.to(tensor.device))
+        state[name] = by_head.flatten(dim, dim + 1)
