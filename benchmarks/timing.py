@@ -1,4 +1,8 @@
-"""Timing of several programs against each other: in turns, so that a change of the machine's load meets all alike."""
+"""Timing of several programs against each other: in turns, so that a change of the machine's load meets all alike.
+
+For all of them malloc keeps freed memory, as scripts/train.py has it. Otherwise, at these sizes, a ratio tells which of
+two programs the system happened to map new pages for.
+"""
 
 import argparse
 import os
@@ -12,6 +16,7 @@ from pathlib import Path
 import torch
 
 from hf_entmax_asr import kernels
+from hf_entmax_asr.training.memory import keep_freed_memory
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int = 15, warm_up: int = 2) -> dict[str, float]:
@@ -52,7 +57,8 @@ def machine() -> str:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """With the options that every program here has."""
+    """With the options that every program here has; keeps freed memory."""
+    keep_freed_memory()
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure with")
     made.add_argument("--rounds", type=int, default=15, help="how often each contestant runs")

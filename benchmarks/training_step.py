@@ -6,7 +6,6 @@
 Contestants, equal in layers, widths and vocabulary, in training mode with dropout, each step a forward, a backward and
 an AdamW update: α-entmax self-attention with monotonic cross-attention; that model with softmax through
 F.scaled_dot_product_attention and full cross-attention; transformers' Speech2Text, which has no SDPA form.
-For all of them malloc keeps freed memory, as scripts/train.py has it.
 """
 
 from unittest import mock
@@ -17,7 +16,6 @@ from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model import attention
-from hf_entmax_asr.training.memory import keep_freed_memory
 from timing import compare, machine, parser, table
 
 
@@ -80,7 +78,6 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=60)
     options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
     arguments = options.parse_args()
-    keep_freed_memory()
     config = {name: int(value) for name, value in (item.split("=") for item in arguments.set)}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
