@@ -6,7 +6,10 @@ installed package does.
 """
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 
 class NoPackage:
@@ -16,6 +19,22 @@ class NoPackage:
     def find_spec(name, path=None, target=None):
         if name.split(".")[0] == "hf_entmax_asr":
             raise ModuleNotFoundError(f"{name} is not to be imported here")
+
+
+def examine_apart(audio: str | Path, folder: Path, scratch: Path) -> list[dict]:
+    """What `examine` finds in a process without the package, of the checkpoint and of its copy, `scratch`/copy."""
+    output = subprocess.run(
+        [sys.executable, __file__, audio, folder, scratch / "copy"],
+        env=os.environ | {"HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=scratch,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr
+    return json.loads(output.stdout.splitlines()[-1])
 
 
 def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict:

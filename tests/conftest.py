@@ -22,6 +22,11 @@ THEIR_MARKS = (
 )
 
 
+@pytest.fixture
+def seeded():
+    torch.manual_seed(0)
+
+
 def pytest_configure(config):
     for mark in THEIR_MARKS:
         config.addinivalue_line("markers", f"{mark}: of transformers' own tests")

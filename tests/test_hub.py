@@ -2,14 +2,12 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from checkpoint_alone import examine
+from checkpoint_alone import examine, examine_apart
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from small_models import small_model
@@ -85,18 +83,7 @@ def test_loaded_models_are_sparse_and_their_alpha_learns(name, with_the_package)
 
 
 def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, with_the_package, tmp_path):
-    output = subprocess.run(
-        [sys.executable, HERE / "checkpoint_alone.py", AUDIO, checkpoint, tmp_path / "copy"],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert output.returncode == 0, output.stderr
-    reports = json.loads(output.stdout.splitlines()[-1])
+    reports = examine_apart(AUDIO, checkpoint, tmp_path)
     for report, folder in zip(reports, (checkpoint.name, "copy"), strict=True):
         modules = report.pop("modules")
         assert all(module.startswith(f"transformers_modules.{folder}.") for module in modules), modules

@@ -1,10 +1,6 @@
 """Layers that share a self-attention map: against a model whose layers are handed the map, and with every feature."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +9,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from checkpoint_alone import examine
+from checkpoint_alone import examine, examine_apart
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
 from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer, ValueLayer, make_cache
@@ -250,19 +246,8 @@ def test_a_checkpoint_loads_where_the_package_is_not(tmp_path):
     tokenizer = train_character_tokenizer(["the quick brown fox jumps over the lazy dog"])
     EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(), tokenizer).save_pretrained(folder)
     small_model(lively=True, vocab_size=len(tokenizer), num_mel_bins=80, **GROUPS).save_pretrained(folder)
-    output = subprocess.run(
-        [sys.executable, HERE / "checkpoint_alone.py", audio, folder, tmp_path / "copy"],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert output.returncode == 0, output.stderr
     here = examine(audio, str(folder))
-    for report in json.loads(output.stdout.splitlines()[-1]):
+    for report in examine_apart(audio, folder, tmp_path):
         assert report["text"] == here["text"]
         assert report["loss of model"] == pytest.approx(here["loss of model"], rel=1e-4)
         assert len(report["zeros of model"]) == 4

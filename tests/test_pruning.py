@@ -1,9 +1,6 @@
 """Heads removed for good: against the model in which their outputs are zero, and with every feature."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from checkpoint_alone import examine
+from checkpoint_alone import examine, examine_apart
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.analysis import redundant_heads
 from hf_entmax_asr.corpora.folder import load_folder
@@ -310,18 +307,7 @@ def test_prune_with_nothing_to_remove(call, tmp_path):  # noqa: F811
 def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, call, tmp_path):  # noqa: F811
     folder, audio = tmp_path / "pruned", str(HERE / "speech.flac")
     assert call("prune", checkpoint, "--out", folder, "--heads", "encoder.layers.0.self_attn:0")[0] == 0
-    output = subprocess.run(
-        [sys.executable, HERE / "checkpoint_alone.py", audio, folder, tmp_path / "copy"],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert output.returncode == 0, output.stderr
     here = examine(audio, str(folder))
-    for report in json.loads(output.stdout.splitlines()[-1]):
+    for report in examine_apart(audio, folder, tmp_path):
         assert report["text"] == here["text"]
         assert report["loss of model"] == pytest.approx(here["loss of model"], rel=1e-4)

@@ -9,9 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
+from hf_entmax_asr.kernels.backend import DTYPES
+
 from . import triton_attention_kernels as kernels
 from .triton_attention_kernels import Plan
-from .triton_math import DTYPES, LAUNCH_OPTIONS, on_device_of
+from .triton_math import LAUNCH_OPTIONS, on_device_of
 
 # Tile (queries, keys) and warps for heads up to a width: the largest tried that neither spill registers nor need more
 # than the 99 KB of shared memory of the smaller GPUs, as ptxas reports for sm_80 and sm_90.

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hf_entmax_asr.kernels.backend import DTYPES
+
 FAR_BELOW = tl.constexpr(-1e30)  # stands for −inf among scores relative to their maximum: finite, so that 0 · a is 0
 MAX_NEWTON_STEPS = tl.constexpr(60)  # not what stops it: 1 to 8 steps are taken
 SETTLED = tl.constexpr(1e-6)  # a step of t below this, relative to max(t, 1), is rounding
@@ -19,7 +21,6 @@ NEARLY_SETTLED = tl.constexpr(3e-5)  # the same for α <= 1.5
 
 # Triton 3.10 will stop contracting a · b + c by default and 3.9 warns of it; no kernel here depends on either.
 LAUNCH_OPTIONS = {"enable_fp_fusion": True}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:

@@ -125,12 +125,17 @@ def _checked_alpha(alpha: float | Tensor, scores: Tensor, dim: int) -> Tensor:
             f"alpha has shape {tuple(alpha.shape)}; against scores of shape {tuple(scores.shape)} its size along "
             f"dim {dim} must be 1, because one row has one α. For one α per head use shape (heads, 1, 1)."
         )
+    check_alpha_range(alpha)
+    return alpha
+
+
+def check_alpha_range(alpha: Tensor) -> None:
+    """Raises ValueError where α is known without waiting for a device, and outside [1, 2]."""
     if alpha.device.type == "cpu" and not torch.compiler.is_compiling() and not ((alpha >= 1) & (alpha <= 2)).all():
         raise ValueError(
-            f"alpha lies in [{alpha.min().item():.6g}, {alpha.max().item():.6g}]; it must lie in [1, 2]. "
-            "A learned α stays inside as 1 + sigmoid(a)."
+            f"alpha lies in [{alpha.min().item():.6g}, {alpha.max().item():.6g}]; it must lie in [1, 2]: 1 is softmax, "
+            "2 is sparsemax. A learned α stays inside as 1 + sigmoid(a)."
         )
-    return alpha
 
 
 def _weights(a: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

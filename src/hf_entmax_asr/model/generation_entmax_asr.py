@@ -103,25 +103,28 @@ def make_cache(config: EntmaxAsrConfig, cache: Cache | None = None, num_beams: i
             "objects, because its heads keep a position for every token. Leave past_key_values unset."
         )
     for layer in range(config.decoder_layers):
-        cross = MonotonicLayer(num_beams) if config.is_monotonic(layer) else DynamicLayer()
-        _place(cross, cache.cross_attention_cache, layer)
+        cross = MonotonicLayer if config.is_monotonic(layer) else DynamicLayer
+        _place(cross, cache.cross_attention_cache, layer, num_beams)
         if config.decoder_map_groups is not None:
             borrows = config.map_layer("decoder", layer) != layer
-            _place(ValueLayer() if borrows else DynamicLayer(), cache.self_attention_cache, layer)
+            _place(ValueLayer if borrows else DynamicLayer, cache.self_attention_cache, layer)
     return cache
 
 
-def _place(wanted: DynamicLayer, cache: Cache, index: int) -> None:
-    """Puts an empty layer where there is none of its kind."""
+def _place(kind: type[DynamicLayer], cache: Cache, index: int, num_beams: int = 1) -> None:
+    """Puts an empty layer of the kind where there is none. Asked at every step of decoding."""
+    if index < len(cache.layers) and isinstance(cache.layers[index], kind):
+        return
+    layer = MonotonicLayer(num_beams) if kind is MonotonicLayer else kind()
     if index == len(cache.layers):
-        cache.layers.append(wanted)
-    elif not isinstance(cache.layers[index], type(wanted)):
+        cache.layers.append(layer)
+    else:
         if cache.get_seq_length(index) > 0:
             raise ValueError(
                 f"layer {index} of past_key_values is a filled {type(cache.layers[index]).__name__}, not a "
-                f"{type(wanted).__name__}; it was not made by this model."
+                f"{kind.__name__}; it was not made by this model."
             )
-        cache.layers[index] = wanted
+        cache.layers[index] = layer
 
 
 def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:

@@ -21,7 +21,7 @@ from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs,
 from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
-from .subsampling import Conv2dSubsampling, subsampled_length, subsampled_mask
+from .subsampling import Conv2dSubsampling, frame_mask, position_mask, subsampled_length
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -70,19 +70,11 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
         if attention_mask is None:
             return None
-        mask = _frame_mask(attention_mask)
-        for _ in range(self.config.subsampling_layers):
-            mask = subsampled_mask(mask)
-        return mask
+        return position_mask(attention_mask, self.config.subsampling_layers)
 
     def _needs_weights(self, kwargs: dict) -> bool:
         """Whether attention maps were asked for: without them, α-entmax attention need not hold them."""
         return bool(kwargs.get("output_attentions", self.config.output_attentions))
-
-
-def _frame_mask(attention_mask: Tensor) -> Tensor:
-    """Boolean (B, T); generation invents (B, T, F) masks from the shape of the features."""
-    return (attention_mask[:, :, -1] if attention_mask.dim() == 3 else attention_mask).bool()
 
 
 class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
@@ -109,15 +101,16 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
                 f"input_features has shape {tuple(input_features.shape)}; it must be (batch, frames, "
                 f"{self.config.num_mel_bins}), as EntmaxAsrFeatureExtractor makes it."
             )
-        mask = None if attention_mask is None else _frame_mask(attention_mask)
+        mask = None if attention_mask is None else frame_mask(attention_mask)
         x, mask = self.subsampling(input_features.to(self.subsampling.projection.weight.dtype), mask)  # (B, S, C)
         positions = torch.arange(x.shape[1], device=x.device)
         x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
+        need_weights = self._needs_weights(kwargs)
         for layer in self.layers:
-            x, shared_map = layer(x, key_mask, shared_map, need_weights=self._needs_weights(kwargs))
+            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights)
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))
 
 
@@ -171,8 +164,8 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         self_mask = causal_mask(attention_mask, tokens, past_tokens, x.device)
         source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
         target_mask = None if attention_mask is None else attention_mask[:, -tokens:].bool()
-        penalties = []
-        shared_map = None
+        penalties, shared_map = [], None
+        need_weights = self._needs_weights(kwargs)
         for layer in self.layers:
             x, penalty, shared_map = layer(
                 x,
@@ -183,7 +176,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 past_key_values=past_key_values,
                 past_tokens=past_tokens,
                 target_mask=target_mask,
-                need_weights=self._needs_weights(kwargs),
+                need_weights=need_weights,
             )
             if penalty is not None:
                 penalties.append(penalty)

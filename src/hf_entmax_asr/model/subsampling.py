@@ -34,6 +34,19 @@ class Conv2dSubsampling(nn.Module):
         return self.projection(x.transpose(1, 2).flatten(2)), mask
 
 
+def frame_mask(attention_mask: Tensor) -> Tensor:
+    """Boolean (B, T) of a mask of frames; generation invents (B, T, F) masks from the shape of the features."""
+    return (attention_mask[:, :, -1] if attention_mask.dim() == 3 else attention_mask).bool()
+
+
+def position_mask(attention_mask: Tensor, layers: int) -> Tensor:
+    """Mask of frames (B, T) -> boolean mask (B, S) of the positions that `layers` convolutions make of them."""
+    mask = frame_mask(attention_mask)
+    for _ in range(layers):
+        mask = subsampled_mask(mask)
+    return mask
+
+
 def subsampled_length(length):
     """Positions that one convolution makes of `length` frames (a number or a tensor of numbers): half, rounded up."""
     return (length + 1) // 2
