@@ -27,6 +27,7 @@ from hf_entmax_asr.training import CheckpointError, DataError, read_history
 from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.examples import example_of
 from hf_entmax_asr.training.inspection import Labels, analyze, save_analysis
+from hf_entmax_asr.training.model_card import find_card, write_attention_section
 from hf_entmax_asr.training.utterances import read_split
 
 
@@ -47,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-seconds", type=float, default=30.0, help="longer utterances are left out (default: 30)")
     parser.add_argument("--frames-per-batch", type=int, default=6000, help="padded 10 ms frames in a batch")
     parser.add_argument("--examples", type=int, default=2, help="utterances to draw and listen to (default: 2)")
+    parser.add_argument("--card", action="store_true", help="also tell it in CHECKPOINT/README.md, the model card")
     parser.add_argument("--json-only", action="store_true", help="no pictures, no page")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
@@ -113,6 +115,8 @@ def main() -> int:
     try:
         if not arguments.json_only and importlib.util.find_spec("matplotlib") is None:
             raise ImportError("pictures need matplotlib: pip install 'hf_entmax_asr[plots]', or give --json-only")
+        if arguments.card:
+            find_card(arguments.checkpoint)  # that there is none is known now, not after the analysis
         labels = load_labels(arguments.labels, arguments.tier)
         rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
@@ -134,6 +138,8 @@ def main() -> int:
     document |= {"checkpoint": arguments.checkpoint, "data": f"{arguments.data}, {arguments.split}"}
     target = save_analysis(document, arguments.out / "analysis.json")
     print(summary(document))
+    if arguments.card:
+        print(f"written: {write_attention_section(arguments.checkpoint, document)}")
     if not arguments.json_only:
         usable = [i for i, seconds in enumerate(rows["duration"]) if seconds <= arguments.max_seconds]
         head = most_waited_for(document)

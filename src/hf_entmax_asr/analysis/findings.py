@@ -29,6 +29,9 @@ def _roles(encoder: list[Mapping[str, Any]], rule: Mapping[str, float]) -> str:
     counts = f"Roles: {len(linguistic)} of {total} encoder heads are linguistic (diagonal){_where(linguistic)}"
     if None in layers:
         return f"{counts}; for the others, phoneme labels are needed to tell."
+    lifts = [value for module in encoder for value in module.get("same_phoneme_lift", ()) if value is not None]
+    if not lifts:
+        return f"{counts}."  # every head is diagonal, and of phonemes nothing is known
     counts += f", {len(phonetic)} phonetic{_where(phonetic)}"
     if phonetic and linguistic and _average(phonetic) < _average(linguistic):
         verdict = "The expected pattern, phonetic below and linguistic above, is there"
@@ -39,7 +42,6 @@ def _roles(encoder: list[Mapping[str, Any]], rule: Mapping[str, float]) -> str:
             f"relative CAD {best:.2f}, the rule asks for {rule['diagonal_from']:g})"
         )
     elif not phonetic:
-        lifts = [value for module in encoder for value in module["same_phoneme_lift"] if value is not None]
         verdict = (
             f"The expected pattern, phonetic below and linguistic above, is not there: no head finds equal phonemes "
             f"(highest lift {max(lifts):.1f}, the rule asks for {rule['phonetic_from']:g})"

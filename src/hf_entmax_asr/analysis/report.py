@@ -29,6 +29,7 @@ from hf_entmax_asr.analysis.pictures import (
     plot_waiting,
 )
 from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, save_png
+from hf_entmax_asr.analysis.trajectories import plot_over_training, trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,19 +80,21 @@ def write_report(
     examples: Iterable[Example] = (),
     history: Sequence[Mapping[str, Any]] = (),
     seconds_per_frame: float = 0.01,
+    over_training: Iterable[Document] = (),
 ) -> Path:
     """Draws the pictures into `folder` and writes `index.html` beside them; returns its path.
 
     Args:
         examples: utterances to draw and to listen to.
         history: rows of a run's history.jsonl, for the trajectories of α and the gates.
+        over_training: analyses of the same run at several steps, read one at a time.
     """
     folder = Path(folder)
     sections = [("Heads of the encoder", _encoder(document, folder))]
     if document["phonemes"] is not None:
         sections.append(("Phonemes", _phonemes(document, folder)))
     sections.append(("Decoder", _decoder(document, folder)))
-    training = _training(history, folder)
+    training = _training(history, folder) + _trajectory(over_training, folder)
     if training:
         sections.append(("Over training", training))
     shown = [picture for example in examples for picture in _example(document, example, folder, seconds_per_frame)]
@@ -180,6 +183,14 @@ def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[_Pictu
     if any(row.get("gate") for row in history):
         pictures.append(_draw(folder, "gates", plot_gates(history), "The gate of every monotonic head; 0 removes it."))
     return pictures
+
+
+def _trajectory(documents: Iterable[Document], folder: Path) -> list[_Picture]:
+    points = trajectory(documents)
+    if len(points) < 2:
+        return []
+    caption = "How near each layer looks, how many of its weights are exactly 0 and how many keys it uses, by the step."
+    return [_draw(folder, "over_training", plot_over_training(points), caption)]
 
 
 def _example(document: Document, example: Example, folder: Path, seconds_per_frame: float) -> list[_Picture]:

@@ -1,11 +1,9 @@
 """The training loop, for one process or several: a recipe goes in, checkpoints and reports come out."""
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,9 @@ from hf_entmax_asr.training.optimization import budget_used, build_optimizer, le
 from hf_entmax_asr.training.preparation import RECIPE, Prepared, load_checkpoint, prepare
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
+from hf_entmax_asr.training.run_analysis import RunAnalysis
 from hf_entmax_asr.training.shown_model import ShownModel, whole
+from hf_entmax_asr.training.stopping import StopSignal
 from hf_entmax_asr.training.utterances import Utterances
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def train(
     """Train by a recipe. Every process of an `accelerate launch` calls it with the same arguments.
 
     Args:
-        output: folder of the run: checkpoints/, the links `last` and `best`, history.jsonl, tensorboard/, recipe.yaml.
+        output: folder of the run: checkpoints/, the links `last` and `best`, history.jsonl, tensorboard/, recipe.yaml,
+            analysis/.
         resume: go on from the newest checkpoint in `output`: same batches, same random numbers.
         stop_after: save and return after so many steps of the whole run, without touching the schedule.
         card_template: text of a model card (model_cards/template.md); None writes no card.
@@ -129,8 +130,9 @@ class TrainingRun:
             tensorboard=section.tensorboard,
             start_step=self.state.step,
         )
+        self.analyses = RunAnalysis(recipe, output, prepared, accelerator)
         self.started = started - self.state.elapsed_seconds
-        self.signalled = self.interrupted = False
+        self.stop_signal, self.interrupted = StopSignal(), False
         self.scores: dict[str, Scores] = {}
         self.scored_step = -1
         self.saved_step = self.state.step if prepared.checkpoint is not None else -1
@@ -156,7 +158,7 @@ class TrainingRun:
     def train(self, stop_after: int | None = None) -> TrainingResult:
         """Run until the budget is used up, `stop_after` steps are done, or a signal asks to stop."""
         section, state = self.recipe.evaluation, self.state
-        with self.reporter, self._noting_signals():
+        with self.reporter, self.stop_signal.noted():
             place = self.state.epoch, self.state.next_index
             batches = iter(batch_loader(self.recipe, self.processor, self.splits.train, self.accelerator, *place))
             self.model.train()
@@ -168,6 +170,8 @@ class TrainingRun:
                 self.reporter.progress(self._used())
                 if state.step % section.log_every_steps == 0:
                     self._log()
+                if self.analyses.due(state.step, last=self._used() >= 1):
+                    self._analyze()  # before a checkpoint, whose card tells what was found
                 minutes = (state.elapsed_seconds - evaluated_at) / 60
                 if _due(state.step, section.every_steps) or minutes >= (section.every_minutes or float("inf")):
                     self._evaluate()
@@ -176,6 +180,9 @@ class TrainingRun:
                 elif _due(state.step, section.save_every_steps):
                     self._save()
             finished = self._used() >= 1
+            if finished and self.analyses.due(state.step, last=True):
+                self._analyze()
+                self.saved_step = -1  # save again, with what was found
             if finished and self.scored_step != state.step:
                 self._evaluate()
                 self.saved_step = -1  # save again, with the score
@@ -183,6 +190,8 @@ class TrainingRun:
                 self._save()
             if finished and section.average != "none":
                 self._average()
+            if finished:
+                self.analyses.finish()
         best = self.output / "best"
         last = self.output / "last"
         return TrainingResult(state.step, finished, last, best if best.exists() else last, self.scores)
@@ -223,7 +232,7 @@ class TrainingRun:
 
     def _agree(self, force: bool = False) -> None:
         """Read the clock and the signals. Several processes take the main one's clock and stop together."""
-        mine = (time.monotonic() - self.started, self.signalled)
+        mine = (time.monotonic() - self.started, self.stop_signal.came)
         if self.accelerator.num_processes == 1:
             everyone = [mine]
         elif force or self.state.step % _AGREE_EVERY == 0:
@@ -232,25 +241,6 @@ class TrainingRun:
             return
         self.state.elapsed_seconds = everyone[0][0]
         self.interrupted = any(signalled for _, signalled in everyone)
-
-    @contextmanager
-    def _noting_signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the run after this step, with a checkpoint; the second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: Any) -> None:
-            self.signalled = True
-            signal.signal(number, before[number])
-            logger.warning("%s: saving a checkpoint and stopping", signal.Signals(number).name)
-
-        before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _restart_window(self) -> None:
         self.window_step, self.window_frames, self.window_started = self.state.step, 0, time.monotonic()
@@ -285,6 +275,13 @@ class TrainingRun:
             + (f"The last checkpoint, {saved}, is from before." if saved else "No checkpoint was written yet.")
         )
 
+    def _analyze(self) -> None:
+        """Write down what the attention of the model that evaluation shows does now; training is left as it was."""
+        self._check_finite()
+        began = time.monotonic()
+        self.analyses.write(self.shown.of(self.plain_model), self.state.step)
+        self.window_started += time.monotonic() - began  # frames/s counts training alone
+
     def _evaluate(self) -> None:
         """Score the validation split with the model as it is, and remember the score of this step."""
         validation = self.splits.validation
@@ -294,7 +291,7 @@ class TrainingRun:
         self.scores = self._score(self.shown.of(self.plain_model), validation, "validation")
         self.scored_step = self.state.step
         self.state.scores[self.state.step] = self._value(self.scores)
-        self.window_started += time.monotonic() - began  # frames/s counts training alone
+        self.window_started += time.monotonic() - began
 
     def _score(self, model: Any, validation: Utterances, name: str) -> dict[str, Scores]:
         section = self.recipe.evaluation
@@ -355,7 +352,7 @@ class TrainingRun:
 
     def _card(self, template: str, model: Any, scores: dict[str, Scores]) -> str:
         name, facts = self.output.resolve().name, self.splits.facts()
-        return model_card(template, name, self.recipe, model, self.state, scores, facts)
+        return model_card(template, name, self.recipe, model, self.state, scores, facts, self.analyses.newest)
 
     def _average(self) -> None:
         """Average the kept checkpoints; the average becomes `best` where it scores at least as well."""

@@ -1,6 +1,8 @@
 """The model card of a run: a template filled with what the run knows, so that no figure in it is typed by hand."""
 
+import itertools
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,9 +11,12 @@ from typing import Any
 import torch
 import yaml
 
-from hf_entmax_asr.training.checkpointing import TrainingState
+from hf_entmax_asr.analysis.findings import findings
+from hf_entmax_asr.training.checkpointing import CheckpointError, TrainingState, write_text_atomically
 from hf_entmax_asr.training.evaluation import Scores
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+
+ATTENTION_HEADING = "## What the attention does"  # as in model_cards/template.md
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,12 @@ def model_card(
     state: TrainingState,
     scores: dict[str, Scores],
     data: DataFacts,
+    analysis: Mapping[str, Any] | None = None,
 ) -> str:
     """Fill `template` ($name placeholders, see model_cards/template.md).
 
+    Args:
+        analysis: the newest one of the run (see training.inspection), if there is one.
     Raises:
         ValueError: the template has a placeholder that no run can fill.
     """
@@ -44,6 +52,7 @@ def model_card(
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         "architecture": _architecture(model.config),
         "results": _results(scores, data.validation_utterances),
+        "attention": attention_text(analysis),
         "alphas": _heads(model.alphas(), "α"),
         "gates": _heads(model.gates(), "gate"),
         "train_utterances": f"{data.train_utterances:,}",
@@ -59,6 +68,53 @@ def model_card(
         raise ValueError(f"the model card template has a placeholder that cannot be filled: {error}") from error
 
 
+def attention_text(analysis: Mapping[str, Any] | None) -> str:
+    """What an analysis found, as Markdown; without one, how to make it."""
+    if analysis is None:
+        return "Not measured yet; `scripts/analyze.py CHECKPOINT DATA --out FOLDER --card` does, and writes it here."
+    data = Path(analysis["data"]).name if analysis["data"] is not None else "data that is not named"
+    when = f" after {analysis['step']:,} steps" if "step" in analysis else ""
+    measured = f"Measured{when} on {analysis['utterances']:,} utterances ({analysis['audio_seconds'] / 60:.1f} minutes)"
+    return f"{measured} of {data}.\n\n" + "\n".join(f"- {sentence}" for sentence in findings(analysis))
+
+
+def find_card(checkpoint: str | Path) -> Path:
+    """The model card of a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is no such folder, or no README.md in it.
+    """
+    card = Path(checkpoint) / "README.md"
+    if not card.is_file():
+        raise CheckpointError(
+            f"{checkpoint} is no local folder with a README.md, so there is no model card to write into. Checkpoints "
+            "of scripts/train.py have one; a Hub repository must be downloaded first (`hf download`)."
+        )
+    return card
+
+
+def write_attention_section(checkpoint: str | Path, analysis: Mapping[str, Any]) -> Path:
+    """Put what an analysis found into the card of a checkpoint folder, in place of what stood under that heading.
+
+    The section runs to the next heading. A card that lacks it gets it at its end. Returns the card's path.
+
+    Raises:
+        CheckpointError: see `find_card`.
+    """
+    card = find_card(checkpoint)
+    lines = card.read_text(encoding="utf-8").rstrip().split("\n")
+    if ATTENTION_HEADING in lines:
+        start = lines.index(ATTENTION_HEADING)
+        rest = list(itertools.dropwhile(lambda line: not line.startswith("#"), lines[start + 1 :]))
+    else:
+        start, rest = len(lines) + 1, []
+        lines.append("")
+    section = [ATTENTION_HEADING, "", *attention_text(analysis).split("\n")]
+    text = "\n".join([*lines[:start], *section, *([""] if rest else []), *rest])
+    write_text_atomically(card, text + "\n")
+    return card
+
+
 def _architecture(config: Any) -> str:
     cross = "full cross-attention"
     if config.cross_attention == "monotonic":
@@ -67,9 +123,30 @@ def _architecture(config: Any) -> str:
         cross = f"monotonic cross-attention ({width}), decoded {config.monotonic_decoding}"
     return (
         f"{config.encoder_layers} encoder and {config.decoder_layers} decoder blocks, width {config.d_model}, "
-        f"{config.encoder_attention_heads} + {config.decoder_attention_heads} heads; self-attention weights by "
-        f"{config.encoder_transform} in the encoder and {config.decoder_transform} in the decoder; {cross}"
+        f"{_head_counts(config)}; self-attention weights by {config.encoder_transform} in the encoder and "
+        f"{config.decoder_transform} in the decoder{_shared_maps(config)}; {cross}"
     )
+
+
+def _head_counts(config: Any) -> str:
+    """Heads of encoder and decoder, layer by layer where some were removed."""
+    kinds = {"encoder": "encoder self-attention", "decoder": "decoder self-attention", "cross": "cross-attention"}
+    if all(getattr(config, f"{kind}_heads_per_layer") is None for kind in kinds):
+        return f"{config.encoder_attention_heads} + {config.decoder_attention_heads} heads"
+    layers = {"encoder": config.encoder_layers, "decoder": config.decoder_layers, "cross": config.decoder_layers}
+    counts = {kind: [config.heads(kind, layer) for layer in range(layers[kind])] for kind in kinds}
+    named = [f"{' '.join(map(str, counts[kind]))} in {name}" for kind, name in kinds.items()]
+    return f"heads by layer: {', '.join(named)}"
+
+
+def _shared_maps(config: Any) -> str:
+    """Which layers share an attention map, counted from 0 as everywhere; nothing where none do."""
+    shared = []
+    for side in ("encoder", "decoder"):
+        borders = [0, *itertools.accumulate(getattr(config, f"{side}_map_groups") or ())]
+        groups = [(first, end - 1) for first, end in itertools.pairwise(borders) if end - first > 1]
+        shared += [f"by {side} layers {first} to {last}" for first, last in groups]
+    return f", one map shared {', one '.join(shared)}" if shared else ""
 
 
 def _results(scores: dict[str, Scores], utterances: int) -> str:

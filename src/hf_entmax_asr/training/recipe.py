@@ -133,6 +133,8 @@ class EvaluationSection:
     average: Literal["none", "last", "best"] = "none"  # average this many of the kept checkpoints at the end
     average_count: int = 5
     tensorboard: bool = True
+    analyze_every_steps: int | None = None  # what attention does, into RUN/analysis; at the end too; null: never
+    analyze_utterances: int = 16  # of the validation split, for each such analysis
 
 
 @dataclass
@@ -288,6 +290,8 @@ _RANGES: tuple[tuple[str, float | None, float | None], ...] = (
     ("evaluation.keep_last", 1, None),
     ("evaluation.keep_best", 0, None),
     ("evaluation.average_count", 2, None),
+    ("evaluation.analyze_every_steps", 1, None),
+    ("evaluation.analyze_utterances", 1, None),
 )
 _POSITIVE = (
     "optimizer.peak_learning_rate",
@@ -317,6 +321,11 @@ def _check_values(recipe: Recipe) -> None:
         raise RecipeError(
             f"data.max_duration ({recipe.data.max_duration} s) must be above data.min_duration "
             f"({recipe.data.min_duration} s)"
+        )
+    if recipe.evaluation.analyze_every_steps is not None and recipe.data.validation_split is None:
+        raise RecipeError(
+            f"evaluation.analyze_every_steps is {recipe.evaluation.analyze_every_steps} and data.validation_split is "
+            "null: there is nothing to analyse. Name a split, or set evaluation.analyze_every_steps to null"
         )
     _check_augmentation(recipe)
     if not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
