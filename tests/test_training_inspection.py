@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_entmax_asr.analysis import Interval, diagonality
+from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.training import DataError, SpeechSeq2SeqCollator, train
 from hf_entmax_asr.training.analysis_callback import AnalysisCallback
@@ -291,7 +293,7 @@ def test_callback_of_the_trainer(recogniser, rows, tones, tmp_path):
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     watched = weights([callback])
-    files = sorted((tmp_path / "analysis").iterdir())
+    files = sorted((tmp_path / "analysis").glob("step-*"))
     assert [file.name for file in files] == ["step-00000002.json", "step-00000004.json"]
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     assert [(d["step"], d["utterances"]) for d in documents] == [(2, 3), (4, 3)]
@@ -349,6 +351,25 @@ def test_script(call, checkpoint, tones, rows, tmp_path):
         row = next(line for line in out.splitlines() if line.split()[:1] == [layer])
         cad = document["modules"][f"encoder.layers.{layer}.self_attn"]["cad"]
         assert float(row.split()[1]) == pytest.approx(sum(cad) / len(cad), abs=6e-4)
+
+
+def test_script_tells_it_in_the_card(call, checkpoint, tones, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    arguments = (folder, tones, "--out", tmp_path / "report", "--json-only", "--card")
+    status, _, err = call(*arguments)
+    assert status == 1  # before anything is read
+    assert f"{folder} is no local folder with a README.md" in err
+    assert not (tmp_path / "report").exists()
+    card = folder / "README.md"
+    card.write_text("# Name\n\n## What the attention does\n\nNot measured.\n\n## Training\n", encoding="utf-8")
+    status, out, err = call(*arguments)
+    assert status == 0, err
+    assert f"written: {card}" in out
+    found = findings(json.loads((tmp_path / "report" / "analysis.json").read_text(encoding="utf-8")))
+    told = "\n".join(f"- {sentence}" for sentence in found)
+    assert f"of {tones.name}, test.\n\n{told}\n\n## Training\n" in card.read_text(encoding="utf-8")
+    assert "Not measured" not in card.read_text(encoding="utf-8")
 
 
 def test_script_refuses_words_for_phonemes(call, checkpoint, tones, rows, tmp_path):

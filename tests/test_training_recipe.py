@@ -45,6 +45,8 @@ def test_the_documented_recipe_names_every_key():
         ("optimizer.betas=[0.9]", "a list of 2 numbers"),
         ("optimizer.peak_learning_rate=0", "must be above 0"),
         ("optimizer.ema_decay=1", "optimizer.ema_decay is 1.0; it must be between 0 and"),
+        ("evaluation.analyze_every_steps=0", "evaluation.analyze_every_steps is 0; it must be at least 1"),
+        ("evaluation.analyze_utterances=0", "evaluation.analyze_utterances is 0; it must be at least 1"),
         ("evaluation.tensorboard=1", "evaluation.tensorboard is 1; it must be of type bool"),
         ("model", "--set takes section.key=value"),
         ("augmentation.speeds=[]", "augmentation.speeds is []; give one or more"),

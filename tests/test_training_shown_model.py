@@ -13,7 +13,9 @@ import yaml
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
-from hf_entmax_asr.training import CheckpointError, RecipeError, train
+from hf_entmax_asr.corpora import load_folder
+from hf_entmax_asr.training import CheckpointError, RecipeError, analyze, train
+from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.recipe import recipe_to_dict
 from tones import tiny_recipe, weights, write_splits
 
@@ -90,6 +92,7 @@ def test_sharded_processes_train_as_one_with_a_mean_and_a_stop_in_between(tones,
         recipe(tones, 0.9, model=still, augmentation=masks, batching={"accumulation_steps": 4}), tmp_path / "alone"
     )
     shared = recipe(tones, 0.9, model=still, augmentation=masks, batching={"accumulation_steps": 2})
+    shared.evaluation.analyze_every_steps, shared.evaluation.analyze_utterances = 4, 2
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe_to_dict(shared)))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "scripts/launch/fsdp.yaml"]
     command += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
@@ -115,3 +118,10 @@ def test_sharded_processes_train_as_one_with_a_mean_and_a_stop_in_between(tones,
             torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert json.loads((last / "config.json").read_text())["architectures"] == ["EntmaxAsrForConditionalGeneration"]
     assert "| hard |" in (last / "README.md").read_text()
+    # The main process alone analyses, with whole weights: what one process finds in the checkpoint.
+    files = sorted(path.name for path in (tmp_path / "shared" / "analysis").glob("step-*"))
+    assert files == ["step-00000004.json", "step-00000006.json"]
+    found = json.loads((tmp_path / "shared" / "analysis" / files[-1]).read_text(encoding="utf-8"))
+    model, processor = load_recogniser(str(last), "cpu")
+    assert found["modules"] == analyze(model, processor, load_folder(tones)["validation"].select([0, 3]))["modules"]
+    assert (tmp_path / "shared" / "analysis" / "index.html").is_file()

@@ -17,6 +17,8 @@ _PANELS: tuple[tuple[str, float, str, float, float | None], ...] = (
     ("entropy_nats", 1.0, "entropy of a row (nats)", 0.0, None),
 )
 
+MOST_MARKED = 20  # more points than these run into each other
+
 
 @dataclass(frozen=True)
 class TrajectoryPoint:
@@ -61,11 +63,12 @@ def plot_over_training(points: Sequence[TrajectoryPoint]) -> "Figure":
 
     steps = [point.step for point in points]
     deepest = max(1, counts.pop() - 1)
+    marker = "o" if len(points) <= MOST_MARKED else None
     for axes, (key, factor, label, low, high) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for layer in range(len(points[0].layers[key])):
             colour = colormaps["viridis"](0.87 * layer / deepest)  # not up to yellow, which is faint on white
             values = [factor * point.layers[key][layer] for point in points]
-            axes.plot(steps, values, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=f"layer {layer}")
+            axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=f"layer {layer}")
         if all(key in point.uniform for point in points):
             values = [factor * point.uniform[key] for point in points]
             axes.plot(steps, values, color=GREY, linestyle=(0, (4, 3)), linewidth=1.3, label="uniform attention")
