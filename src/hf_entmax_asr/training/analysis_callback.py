@@ -142,7 +142,9 @@ def write_page(folder: Path, history: Sequence[Mapping[str, Any]] | None = None)
         return None
     if history is None:
         history = [_heads(_read(path)) for path in files]
-    return write_report(document, folder, history=history, over_training=map(_read, files))
+    page = write_report(document, folder, history=history, over_training=map(_read, files))
+    logger.info("what the attention does: %s", page)
+    return page
 
 
 def _heads(document: Mapping[str, Any]) -> dict[str, Any]:
