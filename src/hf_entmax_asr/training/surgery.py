@@ -156,8 +156,8 @@ def waited_for_of(
         if head not in off.get(f"decoder.layers.{layer}.encoder_attn", ())
     ]
     heads = [(layer, head) for layer, head in (measured["heads"][i] for i in rows)]
-    measures = [_known(measured[name][i] for i in rows) for name in ("last_share", "lag_seconds")]
-    found = waited_for_heads(heads, *measures, count)
+    last_share, lag = (_known(measured[name][i] for i in rows) for name in ("last_share", "lag_seconds"))
+    found = waited_for_heads(heads, last_share, lag, count)
     removed: Removed = {}
     for head in found:
         removed.setdefault(f"decoder.layers.{head.layer}.encoder_attn", set()).add(head.head)
