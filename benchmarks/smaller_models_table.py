@@ -154,8 +154,10 @@ def notes(settings: dict[str, Any], rows: list[Row]) -> str:
         "encoder, generate (greedy), training step: time as a share of the checkpoint's, on speech of the test split; "
         "below 1 is faster. The row “unpruned” tells how far such a ratio strays by itself.",
     ]
-    timed = {row.timing["machine"] for row in rows if row.timing is not None}
-    return "\n\n".join([*lines, *sorted(timed)])
+    timed = [(row.name, *row.timing["machine"].split("\n", 1)) for row in rows if row.timing is not None]
+    lines += ["\n".join(f"- timed: {name}: {first}" for name, first, *_ in timed)] if timed else []
+    kernels = dict.fromkeys(text for _, _, *rest in timed for text in rest)  # what computed; mostly one for all
+    return "\n\n".join([*lines, *(text.replace("\n", "; ") for text in kernels)])
 
 
 def scores(rows: list[Row]) -> str:

@@ -31,7 +31,7 @@ from map_reuse import AFTER, BEFORE, runs
 from smaller_models_table import AS_CUT, GATES, RESULT, TIMING, TRAINED, UNPRUNED
 from timing import compare, machine
 
-RATE_SHARE = 0.25  # of the recipe's peak learning rate, about where inverse square root and cool-down left it
+RATE_SHARE = 0.25  # of the recipe's peak learning rate, about what is left of it when the recipes begin to cool down
 SAME = 1e-5  # how much logits may differ where nothing should, relative to the largest if that is above 1
 BATCH, FRAMES, TOKENS = 8, 1000, 60  # of the timing, as in map_reuse.py
 

@@ -291,7 +291,9 @@ def made_up(
     (folder / "variant.json").write_text(json.dumps(result))
     if seconds is not None:
         tasks = {task: {"before": 2.0, "after": 2 * ratio} for task, ratio in seconds.items()}
-        (folder / "timing.json").write_text(json.dumps({"machine": "a machine", "rounds": 7, "seconds": tasks}))
+        (folder / "timing.json").write_text(
+            json.dumps({"machine": "a machine, load 1\nkernels", "rounds": 7, "seconds": tasks})
+        )
 
 
 @pytest.fixture
@@ -326,7 +328,7 @@ def test_tables_of_made_up_results(made_up_study):
     assert "last stop, s" not in two  # there are no monotonic heads
     assert "- waited-for-1: it diverged" in report
     assert "- most redundant encoder heads: 10 (a 0, 1; b 3)" in report
-    assert "a machine" in report
+    assert "- timed: most redundant encoder heads: 2: a machine, load 1\n\nkernels\n" in report
 
 
 def test_variants_of_other_utterances_are_not_compared(made_up_study):
