@@ -30,11 +30,14 @@ def untrained(groups: list[int], decoder_groups: list[int] | None, sizes: list[s
     return models
 
 
-def runs(models: dict[str, Any], batch: int, frames: int, tokens: int) -> dict[str, dict[str, Any]]:
-    """What is timed: by task, one program for each model."""
+def runs(
+    models: dict[str, Any], batch: int, frames: int, tokens: int, features: torch.Tensor | None = None
+) -> dict[str, dict[str, Any]]:
+    """What is timed: by task, one program for each model; on noise, or on `features` (batch, frames, F)."""
     torch.manual_seed(0)
     config = models[BEFORE].config
-    features = torch.randn(batch, frames, config.num_mel_bins)
+    if features is None:
+        features = torch.randn(batch, frames, config.num_mel_bins)
     lengths = torch.linspace(0.8 * frames, frames, batch).long()  # padding, as a batch by length has it
     mask = (torch.arange(frames) < lengths[:, None]).long()
     labels = torch.randint(4, config.vocab_size, (batch, tokens))

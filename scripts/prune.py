@@ -4,11 +4,13 @@
     python scripts/prune.py runs/demo/best --out runs/pruned
     python scripts/prune.py runs/demo/best --out runs/pruned --heads encoder.layers.0.self_attn:1,3
     python scripts/prune.py runs/demo/best --out runs/pruned --redundant 4 --analysis report/analysis.json
+    python scripts/prune.py runs/demo/best --out runs/pruned --waited-for 2 --analysis report/analysis.json
 
 CHECKPOINT is a folder or a Hub repository. Heads whose gate training brought to exactly 0 always go, and the outputs
-stay the same. Besides them go those named by --heads, and with --redundant so many heads of the encoder that attend
-most like another head of their layer, as an analysis of the checkpoint measured it (scripts/analyze.py). Without those
-the model is another one: score it, and train it further if need be (scripts/train.py --set start_from=OUT).
+stay the same. Besides them go those named by --heads and those that an analysis of the checkpoint (scripts/analyze.py)
+singles out: with --redundant so many heads of the encoder that attend most like another head of their layer, with
+--waited-for so many monotonic heads that are most often the last to stop for a token. Without those the model is
+another one: score it, and train it further if need be (scripts/train.py --set start_from=OUT).
 """
 
 import argparse
@@ -17,16 +19,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.analysis import redundant_heads
 from hf_entmax_asr.training import CheckpointError
 from hf_entmax_asr.training.checkpointing import WEIGHTS, atomic_folder
 from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.surgery import attention_modules, gated_off, read_analysis, remove_heads
-
-Removed = dict[str, set[int]]
+from hf_entmax_asr.training.surgery import (
+    Removed,
+    attention_modules,
+    gated_off,
+    read_analysis,
+    redundant_of,
+    remove_heads,
+    waited_for_of,
+)
 
 
 def parse() -> argparse.Namespace:
@@ -35,10 +41,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint; must not exist")
     parser.add_argument("--heads", nargs="+", default=[], metavar="MODULE:HEAD,HEAD", action="extend")
     parser.add_argument("--redundant", type=int, metavar="N", help="so many encoder heads that resemble others")
-    parser.add_argument("--analysis", type=Path, help="analysis.json of the checkpoint; needed for --redundant")
+    parser.add_argument("--waited-for", type=int, metavar="N", help="so many monotonic heads that decoding waits for")
+    parser.add_argument("--analysis", type=Path, help="analysis.json of the checkpoint; needed for these two")
     arguments = parser.parse_args()
-    if arguments.redundant is not None and arguments.analysis is None:
-        parser.error("--redundant needs --analysis REPORT/analysis.json, which scripts/analyze.py makes")
+    for option in ("redundant", "waited_for"):
+        if getattr(arguments, option) is not None and arguments.analysis is None:
+            name = option.replace("_", "-")
+            parser.error(f"--{name} needs --analysis REPORT/analysis.json, which scripts/analyze.py makes")
     return arguments
 
 
@@ -53,22 +62,29 @@ def named(texts: list[str]) -> Removed:
     return removed
 
 
-def redundant(model: Any, analysis: Path, count: int) -> Removed:
-    """The most redundant heads; those of layers that share a map go together and count once."""
-    agreement = read_analysis(analysis, model.config).get("agreement")
-    if not agreement:
-        raise ValueError(f"{analysis} says nothing of the agreement of heads; make it anew with scripts/analyze.py")
-    layers = range(model.config.encoder_layers)
-    names = {f"encoder.layers.{layer}.self_attn": model.config.map_layer("encoder", layer) for layer in layers}
-    own = [i for i, (name, _) in enumerate(agreement["heads"]) if name == f"encoder.layers.{names[name]}.self_attn"]
-    js_bits = torch.tensor(agreement["js_bits"], dtype=torch.float64)[own][:, own]
-    removed: Removed = {}
-    for found in redundant_heads([tuple(agreement["heads"][i]) for i in own], js_bits, count):
-        print(f"{found.module} head {found.head} attends like head {found.like}, {found.bits:.3f} bits apart")
-        for name, source in names.items():
-            if found.module == f"encoder.layers.{source}.self_attn":
-                removed.setdefault(name, set()).add(found.head)
-    return removed
+def chosen(model: Any, arguments: argparse.Namespace) -> Removed:
+    """All heads that are to go; prints why those of an analysis are."""
+    sets = [named(arguments.heads), {name: set(heads) for name, heads in gated_off(model).items()}]
+    if arguments.analysis is not None:
+        document = read_analysis(arguments.analysis, model.config)
+        if arguments.redundant is not None:
+            removed, found = redundant_of(model.config, document, arguments.redundant)
+            sets.append(removed)
+            for head in found:
+                print(f"{head.module} head {head.head} attends like head {head.like}, {head.bits:.3f} bits apart")
+        if arguments.waited_for is not None:
+            removed, heads = waited_for_of(model, document, arguments.waited_for)
+            sets.append(removed)
+            for layer, head, share, seconds in heads:
+                print(
+                    f"decoder.layers.{layer}.encoder_attn head {head} is the last to stop for {share:.0%} of the "
+                    f"tokens, {seconds:.2f} s behind the first one on average"
+                )
+    together: Removed = {}
+    for removed in sets:
+        for name, numbers in removed.items():
+            together.setdefault(name, set()).update(numbers)
+    return together
 
 
 def main() -> int:
@@ -79,14 +95,11 @@ def main() -> int:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
-        removed = named(arguments.heads)
-        for name, gated in gated_off(model).items():
-            removed.setdefault(name, set()).update(gated)
-        if arguments.redundant is not None:
-            for name, heads in redundant(model, arguments.analysis, arguments.redundant).items():
-                removed.setdefault(name, set()).update(heads)
+        removed = chosen(model, arguments)
         if not any(removed.values()):
-            raise ValueError("no gate is 0, so no head can go unseen; choose some with --heads or --redundant")
+            raise ValueError(
+                "no gate is 0, so no head can go unseen; choose some with --heads, --redundant or --waited-for"
+            )
         smaller = remove_heads(model, {name: sorted(heads) for name, heads in removed.items()})
     except (CheckpointError, ValueError) as error:
         print(f"prune.py: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis_document import document
-from hf_entmax_asr.analysis import map_groups_of, propose_map_groups
+from hf_entmax_asr.analysis import map_groups_of, propose_map_groups, waited_for_heads
 
 UNIFORM = 0.7
 
@@ -99,3 +99,19 @@ def test_from_a_document():
     given["modules"]["encoder.layers.1.self_attn"]["cad"][0] = None
     with pytest.raises(ValueError, match="NaN"):
         map_groups_of(given, 2)
+
+
+def test_waited_for_heads():
+    heads = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    last_share, lag = [0.1, 0.5, 0.1, 0.3, 0.0], [0.2, 0.9, 0.3, 0.8, 0.1]
+    found = waited_for_heads(heads, last_share, lag, 3)
+    # Of the two that are last for a tenth of the tokens the one with the greater lag; then layer 1 keeps its last head.
+    assert [(h.layer, h.head) for h in found] == [(1, 1), (2, 0), (1, 2)]
+    assert [(h.last_share, h.lag) for h in found] == [(0.5, 0.9), (0.3, 0.8), (0.1, 0.3)]
+    assert waited_for_heads(heads, [0.0] * 5, [0.0] * 5, 3) == [(1, 0, 0, 0), (1, 1, 0, 0), (2, 0, 0, 0)]
+    assert waited_for_heads(heads, last_share, lag, 0) == []
+    for count in (-1, 4):
+        with pytest.raises(ValueError, match=f"{count} heads to remove must lie between 0 and 3: each layer keeps one"):
+            waited_for_heads(heads, last_share, lag, count)
+    with pytest.raises(ValueError, match="was measured"):
+        waited_for_heads(heads, [float("nan")] * 5, lag, 1)

@@ -15,7 +15,7 @@ from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from hf_entmax_asr.training.inspection import analyze, save_analysis
-from hf_entmax_asr.training.surgery import attention_modules, gated_off, remove_heads, share_maps
+from hf_entmax_asr.training.surgery import attention_modules, gated_off, remove_heads, share_maps, waited_for_of
 from small_models import CHUNKS, features, small_config, small_model, targets
 from test_scripts import call  # noqa: F401  (a fixture)
 from tones import write_splits
@@ -280,6 +280,51 @@ def test_prune_removes_redundant_heads(checkpoint, call, tmp_path):  # noqa: F81
     assert [module["heads"] for module in again["modules"].values()] == [1, 1, 1, 4, 4, 3, 4]
     assert again["model"]["cross_heads_per_layer"] == [3, 4]
     assert len(again["monotonic"]["heads"]) == 7
+
+
+@pytest.fixture(scope="module")
+def analysis(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("analysis")
+    rows = load_folder(str(write_splits(folder / "tones", test=3)))["test"]
+    model = EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)
+    return save_analysis(analyze(model, EntmaxAsrProcessor.from_pretrained(checkpoint), rows), folder / "analysis.json")
+
+
+def test_prune_removes_heads_that_decoding_waits_for(checkpoint, analysis, call, tmp_path):  # noqa: F811
+    status, printed, said = call(
+        "prune", checkpoint, "--out", tmp_path / "pruned", "--waited-for", 2, "--analysis", analysis
+    )
+    assert status == 0, said
+    assert printed.count("is the last to stop for") == 2
+    measured = json.loads(analysis.read_text())["monotonic"]
+    ranked = sorted(zip(measured["last_share"], measured["lag_seconds"], measured["heads"], strict=True), reverse=True)
+    gone = [head for *_, head in ranked[:2]]  # no layer loses all, and the one whose gate is 0 is last for no token
+    assert [0, 1] not in gone
+    config = EntmaxAsrForConditionalGeneration.from_pretrained(tmp_path / "pruned").config
+    assert config.cross_heads_per_layer == [4 - sum(head[0] == layer for head in [*gone, [0, 1]]) for layer in range(2)]
+    assert config.encoder_heads_per_layer is None
+    for layer, head in gone:
+        assert f"decoder.layers.{layer}.encoder_attn head {head} is the last to stop for" in printed
+
+
+def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call, tmp_path):  # noqa: F811
+    words = ["--analysis", analysis, "--waited-for"]
+    status, _, said = call("prune", checkpoint, "--out", tmp_path / "a", *words, 6)
+    assert (status, "6 heads to remove must lie between 0 and 5" in said) == (1, True)  # 8, one silent, two layers
+    status, printed, _ = call("prune", checkpoint, "--out", tmp_path / "b", *words, 5)
+    assert status == 0
+    assert "6 of 22 heads removed" in printed
+    full = small_model(cross_attention="full")
+    document = json.loads(analysis.read_text()) | {"monotonic": None}
+    with pytest.raises(ValueError, match="nothing waits for the heads of full cross-attention"):
+        waited_for_of(full, document, 1)
+
+
+@pytest.mark.parametrize("option", ["--redundant", "--waited-for"])
+def test_prune_wants_an_analysis(option, call, capsys):  # noqa: F811
+    with pytest.raises(SystemExit):
+        call("prune", "any", "--out", "new", option, "1")
+    assert f"{option} needs --analysis" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

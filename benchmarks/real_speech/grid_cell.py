@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,11 @@ def run_cell(cell: Cell, recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """
     folder = plan.output / cell.name
     folder.mkdir(parents=True, exist_ok=True)
-    _same_settings(folder / "settings.json", recipe, plan)
+    settings = {"recipe": recipe_to_dict(recipe), "test_split": plan.test_split, "num_beams": plan.num_beams}
+    same_settings(folder / "settings.json", settings)
     if (folder / RESULT).is_file():
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    cpu_minutes = _train(cell, folder, plan)
+    cpu_minutes = train_run(folder, plan.recipe, [*plan.overrides, *cell.overrides()], plan.threads)
     torch.set_num_threads(plan.threads)
     state = read_training_state(folder / "run" / "last")
     result = dataclasses.asdict(cell) | {
@@ -134,8 +135,8 @@ def run_cell(cell: Cell, recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _same_settings(file: Path, recipe: Recipe, plan: Plan) -> None:
-    settings = {"recipe": recipe_to_dict(recipe), "test_split": plan.test_split, "num_beams": plan.num_beams}
+def same_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Keeps what a folder was begun with; CellError if it was something else."""
     text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
     if not file.is_file():
         write_text_atomically(file, text)
@@ -146,16 +147,24 @@ def _same_settings(file: Path, recipe: Recipe, plan: Plan) -> None:
         )
 
 
-def _train(cell: Cell, folder: Path, plan: Plan) -> float | None:
-    """Train to the end of the budget; returns CPU-minutes, or None where an earlier session did a part."""
+def train_run(folder: Path, recipe: Path, overrides: Sequence[str], threads: int) -> float | None:
+    """Train by scripts/train.py to the end of the budget, in FOLDER/run with FOLDER/log.txt, from where it was stopped.
+
+    Returns:
+        CPU-minutes, or None where an earlier session did a part.
+
+    Raises:
+        CellError: training failed; the message has what train.py said.
+        KeyboardInterrupt: the user stopped it; a checkpoint is saved.
+    """
     run = folder / "run"
     resume = (run / "last").exists()
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--recipe", str(plan.recipe), "--output", str(run)]
-    command += [*(["--resume"] if resume else []), "--set", *plan.overrides, *cell.overrides()]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--recipe", str(recipe), "--output", str(run)]
+    command += [*(["--resume"] if resume else []), "--set", *overrides]
     log = folder / "log.txt"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("ab") as file:
-        environment = os.environ | {"OMP_NUM_THREADS": str(plan.threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         # In a session of its own, so that Ctrl-C reaches it once, from here.
         training = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
         try:
@@ -167,21 +176,36 @@ def _train(cell: Cell, folder: Path, plan: Plan) -> float | None:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     if status or not lines[-1].startswith("finished"):
         said = max((number for number, line in enumerate(lines) if line.startswith("train.py: ")), default=-1)
-        raise CellError(f"training of {cell.name} ended with status {status}: {' '.join(lines[said:])} (see {log})")
+        raise CellError(f"training of {folder.name} ended with status {status}: {' '.join(lines[said:])} (see {log})")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return None if resume else round(used / 60, 2)
 
 
 def measure(checkpoint: Path, folder: Path, recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """Recognise the test split in each way of decoding, and look at the heads.
+    """Recognise the test split in each way of decoding, and look at the heads."""
+    model, processor = load_recogniser(str(checkpoint))
+    utterances = split_utterances(recipe, processor, plan.test_split)
+    scores = recognise_ways(model, processor, utterances, folder, recipe.evaluation.frames_per_batch, plan.num_beams)
+    heads = examine(model, utterances, SpeechSeq2SeqCollator(processor))
+    return {"parameters": model.num_parameters(), "scores": scores, "heads": heads}
+
+
+def split_utterances(recipe: Recipe, processor: Any, split: str) -> Utterances:
+    """A split of the recipe's data, with its features in memory where the recipe has room for them."""
+    data = dataclasses.replace(recipe.data, train_split=split, validation_split=None)
+    utterances = prepare_split(load_rows(dataclasses.replace(recipe, data=data))["train"], processor)
+    cache_features(utterances, processor.feature_extractor, recipe.data.feature_cache_megabytes)
+    return utterances
+
+
+def recognise_ways(
+    model: Any, processor: Any, utterances: Utterances, folder: Path, frames_per_batch: int, num_beams: int = 1
+) -> dict[str, dict[str, float]]:
+    """Scores in each way of decoding ("hard" and "soft", or "full").
 
     Writes one file of hypotheses a way to `folder`, as scripts/compare.py takes it.
     """
-    model, processor = load_recogniser(str(checkpoint))
-    data = dataclasses.replace(recipe.data, train_split=plan.test_split, validation_split=None)
-    utterances = prepare_split(load_rows(dataclasses.replace(recipe, data=data))["train"], processor)
-    cache_features(utterances, processor.feature_extractor, recipe.data.feature_cache_megabytes)
     collate = SpeechSeq2SeqCollator(processor)
     scores = {}
     for way in WAYS["monotonic" if is_monotonic(model) else "full"]:
@@ -191,12 +215,12 @@ def measure(checkpoint: Path, folder: Path, recipe: Recipe, plan: Plan) -> dict[
                 processor.tokenizer,
                 utterances.frames,
                 lambda indices: collate([utterances.example(i) for i in indices]),
-                frames_per_batch=recipe.evaluation.frames_per_batch,
-                num_beams=plan.num_beams,
+                frames_per_batch=frames_per_batch,
+                num_beams=num_beams,
             )
         scores[way] = Scores.of(utterances.texts, texts).as_dict()
         _write_hypotheses(folder / f"{way}.jsonl", utterances, texts)
-    return {"parameters": model.num_parameters(), "scores": scores, "heads": examine(model, utterances, collate)}
+    return scores
 
 
 def _write_hypotheses(file: Path, utterances: Utterances, texts: Sequence[str]) -> None:

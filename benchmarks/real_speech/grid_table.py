@@ -123,12 +123,14 @@ class Grid:
             sums = [_summed([side[s].errors(unit) for s in common]) for side in (a, b)]
             d = bootstrap_difference(*sums, _summed([a[s].lengths(unit) for s in common]))
             row.append(f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
-        tests = []
-        for seed in common:
-            pairs = zip(a[seed].aligned("word"), b[seed].aligned("word"), strict=True)
-            test = matched_pairs([segment for edits in pairs for segment in error_segments(*edits)])
-            tests.append(f"{test.p_value:.2g}" + ("*" if test.caution else ""))
-        return [*row, ", ".join(tests)]
+        return [*row, ", ".join(p_value(a[seed], b[seed]) for seed in common)]
+
+
+def p_value(first: Hypotheses, second: Hypotheses) -> str:
+    """Of the matched-pair test on words, with a star where it has few segments."""
+    pairs = zip(first.aligned("word"), second.aligned("word"), strict=True)
+    test = matched_pairs([segment for edits in pairs for segment in error_segments(*edits)])
+    return f"{test.p_value:.2g}" + ("*" if test.caution else "")
 
 
 def _summed(lists: Sequence[Sequence[int]]) -> list[int]:

@@ -7,7 +7,7 @@ phoneme_aligner    the same for English from audio and text (needs the extra `ph
 phoneme_attention  which phonemes attend to which (PAR); which heads are phonetic, which linguistic
 probe              how well phonemes can be told apart in each layer
 monotonic_heads    who runs ahead and who keeps the others waiting
-reuse              which layers can share an attention map, which heads are redundant
+reuse              which layers can share an attention map, which heads are redundant or waited for
 word_ends          monotonic heads against the true ends of words; word times
 trajectories       the encoder's measures over training, from the analyses of a run
 plots              pictures of attention and heads (needs the extra `plots`)
@@ -61,9 +61,11 @@ from hf_entmax_asr.analysis.report import Example, write_report
 from hf_entmax_asr.analysis.reuse import (
     MapGroups,
     RedundantHead,
+    WaitedForHead,
     map_groups_of,
     propose_map_groups,
     redundant_heads,
+    waited_for_heads,
 )
 from hf_entmax_asr.analysis.sparsity import (
     ScoreHistogram,
@@ -105,6 +107,7 @@ __all__ = [
     "SparsityCounts",
     "SparsityMeter",
     "TokenWord",
+    "WaitedForHead",
     "WordEndErrors",
     "WordTime",
     "align_words",
@@ -141,6 +144,7 @@ __all__ = [
     "token_words",
     "uniform_attention",
     "verticality",
+    "waited_for_heads",
     "word_end_errors",
     "word_times",
     "write_report",

@@ -1,10 +1,11 @@
-"""Which layers can share an attention map, and which heads are redundant, from the measures of an analysis.
+"""Which layers can share an attention map, and which heads can go, from the measures of an analysis.
 
 Shim, Choi, Sung (ICLR 2022): low layers are phonetic, upper layers linguistic, and neighbours of one kind attend so
 alike that one map can serve them all. scripts/reuse.py applies a proposal to a trained model, scripts/prune.py removes
-heads.
+heads: those that attend like others, or those that decoding waits for.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -155,4 +156,45 @@ def redundant_heads(heads: Sequence[tuple[str, int]], js_bits: Tensor, count: in
         stays = pair[1] if goes == pair[0] else pair[0]
         rows.remove(goes)
         gone.append(RedundantHead(*heads[goes], heads[stays][1], js_bits[pair].item()))
+    return gone
+
+
+class WaitedForHead(NamedTuple):
+    """A monotonic head, the share of the tokens for which it was the last to stop, and its lag (as it was given)."""
+
+    layer: int
+    head: int
+    last_share: float
+    lag: float
+
+
+def waited_for_heads(
+    heads: Sequence[tuple[int, int]], last_share: Sequence[float], lag: Sequence[float], count: int
+) -> list[WaitedForHead]:
+    """The `count` monotonic heads that are most often the last to stop for a token: what decoding waits for.
+
+    Of heads that are last equally often, the one that lags more goes first; of two such, the one named first. The
+    shares are those of the whole model: once a head is gone, another one becomes the last.
+
+    Args:
+        heads: (layer, head) of each of the N heads that take part, as in `MonotonicSummary`.
+        last_share, lag: of each, from the same summary (the lag in any unit).
+
+    Raises:
+        ValueError: fewer than `count` heads can go, since each layer keeps one; a share that was not measured.
+    """
+    if any(map(math.isnan, last_share)):
+        raise ValueError("last_share of a head is NaN: no token was measured, so no head can be chosen.")
+    left: dict[int, int] = {}
+    for layer, _ in heads:
+        left[layer] = left.get(layer, 0) + 1
+    possible = len(heads) - len(left)
+    if not 0 <= count <= possible:
+        raise ValueError(f"{count} heads to remove must lie between 0 and {possible}: each layer keeps one.")
+    gone: list[WaitedForHead] = []
+    rows = [WaitedForHead(*head, *measures) for head, *measures in zip(heads, last_share, lag, strict=True)]
+    for row in sorted(rows, key=lambda row: (-row.last_share, -row.lag)):
+        if len(gone) < count and left[row.layer] > 1:
+            left[row.layer] -= 1
+            gone.append(row)
     return gone

@@ -1,19 +1,21 @@
 """Smaller models out of trained ones: layers that share attention maps, and heads removed for good."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.reuse import RedundantHead, WaitedForHead, redundant_heads, waited_for_heads
 from hf_entmax_asr.model.attention import MultiHeadAttention
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.monotonic import MonotonicAttention
 
 HeadOrder = Mapping[str, Sequence[int]]
+Removed = dict[str, set[int]]  # numbers of heads, by module
 
 
 @torch.no_grad()
@@ -106,6 +108,64 @@ def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
         if heads:
             off[name] = heads
     return off
+
+
+def redundant_of(
+    config: EntmaxAsrConfig, document: Mapping[str, Any], count: int
+) -> tuple[Removed, list[RedundantHead]]:
+    """The `count` encoder heads that an analysis found most redundant, for `remove_heads`, and why they are.
+
+    Those of layers that share a map go together and count once.
+
+    Raises:
+        ValueError: as for `redundant_heads`, or a document without the agreement of heads.
+    """
+    agreement = document.get("agreement")
+    if not agreement:
+        raise ValueError("the analysis says nothing of the agreement of heads; make it anew with scripts/analyze.py.")
+    layers = range(config.encoder_layers)
+    names = {f"encoder.layers.{layer}.self_attn": config.map_layer("encoder", layer) for layer in layers}
+    own = [i for i, (name, _) in enumerate(agreement["heads"]) if name == f"encoder.layers.{names[name]}.self_attn"]
+    js_bits = torch.tensor(agreement["js_bits"], dtype=torch.float64)[own][:, own]
+    found = redundant_heads([tuple(agreement["heads"][i]) for i in own], js_bits, count)
+    removed: Removed = {}
+    for head in found:
+        for name, source in names.items():
+            if head.module == f"encoder.layers.{source}.self_attn":
+                removed.setdefault(name, set()).add(head.head)
+    return removed, found
+
+
+def waited_for_of(
+    model: EntmaxAsrForConditionalGeneration, document: Mapping[str, Any], count: int
+) -> tuple[Removed, list[WaitedForHead]]:
+    """The `count` monotonic heads that decoding waited for most in an analysis, for `remove_heads`, and how much.
+
+    Heads whose gate is 0, for which nobody waits, are not among them.
+
+    Raises:
+        ValueError: as for `waited_for_heads`, or a model or a document without monotonic heads.
+    """
+    measured = document.get("monotonic")
+    if not measured:
+        raise ValueError("the analysis holds no monotonic heads: nothing waits for the heads of full cross-attention.")
+    off = gated_off(model)
+    rows = [
+        i
+        for i, (layer, head) in enumerate(measured["heads"])
+        if head not in off.get(f"decoder.layers.{layer}.encoder_attn", ())
+    ]
+    heads = [(layer, head) for layer, head in (measured["heads"][i] for i in rows)]
+    last_share, lag = (_known(measured[name][i] for i in rows) for name in ("last_share", "lag_seconds"))
+    found = waited_for_heads(heads, last_share, lag, count)
+    removed: Removed = {}
+    for head in found:
+        removed.setdefault(f"decoder.layers.{head.layer}.encoder_attn", set()).add(head.head)
+    return removed, found
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
 
 
 def read_analysis(path: Path, config: EntmaxAsrConfig) -> dict[str, Any]:
