@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.drawing import GREY, new_figure
 from hf_entmax_asr.analysis.pictures import Document, tensor_of
-from hf_entmax_asr.analysis.plots import GREY, _figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def plot_agreement(document: Document) -> "Figure":
     names = [f"L{name.split('.')[2]} H{head}" for name, head in agreement["heads"]]
     many = len(names) > 40
     size = max(5.0, (0.14 if many else 0.22) * len(names) + 2.2)
-    figure = _figure("Which heads look alike", size + 1.2, size + 1.5)
+    figure = new_figure("Which heads look alike", size + 1.2, size + 1.5)
     upper, lower = figure.subplots(2, 1, height_ratios=[1, 4.2], sharex=True)
     _draw_dendrogram(upper, merges, order)
     image = lower.imshow(

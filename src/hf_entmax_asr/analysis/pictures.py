@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.analysis.plots import BLUE, GREY, _figure, plot_alphas, plot_scores
+from hf_entmax_asr.analysis.drawing import BLUE, GREY, new_figure
+from hf_entmax_asr.analysis.plots import plot_alphas, plot_scores
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def plot_diagonality_curves(document: Document) -> "Figure":
     from matplotlib import colormaps
 
     modules = modules_of(document, "encoder")
-    figure = _figure("How near encoder heads look", 8.6, 4.8)
+    figure = new_figure("How near encoder heads look", 8.6, 4.8)
     axes = figure.subplots()
     deepest = max(1, len(modules) - 1)
     for module in modules:
@@ -125,7 +126,7 @@ def plot_probe(document: Document) -> "Figure":
     if probe is None or "error" in probe:
         raise ValueError(f"the analysis has no probe: {'no labels' if probe is None else probe['error']}.")
     accuracy = [100 * value if value is not None else math.nan for value in probe["accuracy"]]
-    figure = _figure("Phonemes told apart by a linear classifier", 7.0, 4.2)
+    figure = new_figure("Phonemes told apart by a linear classifier", 7.0, 4.2)
     axes = figure.subplots()
     axes.plot(range(len(accuracy)), accuracy, color=BLUE, marker="o", linewidth=1.8)
     for index, value in enumerate(accuracy):
@@ -154,7 +155,7 @@ def plot_waiting(document: Document) -> "Figure":
     if monotonic is None:
         raise ValueError("the model has no monotonic heads, so nobody waits.")
     names = [f"L{layer} H{head}" for layer, head in monotonic["heads"]]
-    figure = _figure("Who waits for whom", 0.42 * len(names) + 7.0, 0.36 * len(names) + 2.4)
+    figure = new_figure("Who waits for whom", 0.42 * len(names) + 7.0, 0.36 * len(names) + 2.4)
     left, right = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
     waiting = tensor_of(monotonic["waiting_seconds"])
     image = left.imshow(waiting.numpy(), cmap="viridis_r", vmin=0, interpolation="nearest", aspect="auto")
@@ -236,7 +237,7 @@ def _grid(title: str, panels: int, modules: Sequence[Mapping[str, Any]]) -> tupl
     rows = math.ceil(panels / columns)
     heads = max(module["heads"] for module in modules)
     width, height = max(3.0, 0.5 * heads + 1.3), max(2.3, 0.34 * len(modules) + 1.2)
-    figure = _figure(title, columns * width + 0.4, rows * height + 0.6)
+    figure = new_figure(title, columns * width + 0.4, rows * height + 0.6)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[panels:]:
         axis.set_visible(False)

@@ -1,7 +1,7 @@
 """Pictures of attention: maps, head boundaries over the spectrogram, α over training, distribution of the weights.
 
 Each function takes tensors, returns a matplotlib Figure and touches no global state of matplotlib; `save_png` writes
-it. The colours can be told apart by colour-blind readers (viridis; Okabe and Ito 2008). Needs the extra `plots`.
+it. Needs the extra `plots`.
 """
 
 import re
@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.drawing import (
+    BLUE,
+    GREY,
+    LINES,
+    SKY,
+    VERMILION,
+    draw_map,
+    finish_maps,
+    new_figure,
+    zeros_text,
+)
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram
 from hf_entmax_asr.analysis.word_ends import Head, position_seconds, token_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, SKY, GREY = "#0072B2", "#D55E00", "#56B4E9", "0.3"
-LINES = (BLUE, VERMILION, "#009E73", "#E69F00", "#CC79A7", SKY, "#000000")
-SMALLEST_SHADE = 1e-3  # weights above 0 and below it are drawn as this one
 TALLEST_STACK = 8  # tokens written above one position
 SYMBOLS = {"▁": "␣", "</s>": "∎", "<unk>": "?"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
@@ -72,16 +80,16 @@ def plot_attention_maps(
             raise ValueError(f"the map of layer {layer} has shape {tuple(weights.shape)}; (heads, T, S) is needed.")
     layers = _chosen(layers, len(maps), "layer")
     heads = _chosen(heads, min(len(maps[layer]) for layer in layers), "head")
-    figure = _figure(title, 1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
+    figure = new_figure(title, 1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
     panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
     for row, layer in zip(panels, layers, strict=True):
         for panel, head in zip(row, heads, strict=True):
             weights = maps[layer][head]
-            image = _draw_map(panel, weights, seconds_per_position)
+            image = draw_map(panel, weights, seconds_per_position)
             alpha = "" if alphas is None else f"α {float(alphas[layer][head]):.2f}, "
-            label = f"layer {layer}, head {head}\n{alpha}{_zeros(float(weights.eq(0).double().mean()))}"
+            label = f"layer {layer}, head {head}\n{alpha}{zeros_text(float(weights.eq(0).double().mean()))}"
             panel.set_title(label, fontsize=8)
-    _finish_maps(figure, panels, image)
+    finish_maps(figure, panels, image)
     return figure
 
 
@@ -94,14 +102,14 @@ def plot_transforms(
     """One row of maps (T, S) under their names, such as "softmax" (paper, Figure 3). Exact zeros are white."""
     if not maps:
         raise ValueError("maps is empty; there is nothing to draw.")
-    figure = _figure(title, 2.7 * len(maps) + 1.4, 3.6)
+    figure = new_figure(title, 2.7 * len(maps) + 1.4, 3.6)
     panels = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)
     for panel, (name, weights) in zip(panels[0], maps.items(), strict=True):
         if weights.dim() != 2:
             raise ValueError(f"the map {name!r} has shape {tuple(weights.shape)}; one head's (T, S) is needed.")
-        image = _draw_map(panel, weights, seconds_per_position)
-        panel.set_title(f"{name}\n{_zeros(float(weights.eq(0).double().mean()))}", fontsize=10)
-    _finish_maps(figure, panels, image)
+        image = draw_map(panel, weights, seconds_per_position)
+        panel.set_title(f"{name}\n{zeros_text(float(weights.eq(0).double().mean()))}", fontsize=10)
+    finish_maps(figure, panels, image)
     return figure
 
 
@@ -143,7 +151,7 @@ def plot_boundaries(
     if words is not None and (word_ends is None or len(words) != len(word_ends)):
         raise ValueError(f"{len(words)} words need as many word_ends; got {0 if not word_ends else len(word_ends)}.")
     duration = len(features) * seconds_per_frame
-    figure = _figure(title, min(22.0, max(9.0, 2.6 * duration)), 4.6 + 0.17 * len(times))
+    figure = new_figure(title, min(22.0, max(9.0, 2.6 * duration)), 4.6 + 0.17 * len(times))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.6 + 0.17 * len(times)])
     _draw_spectrogram(upper, features, duration)
     _write_tokens(upper, times[head], tokens)
@@ -175,7 +183,7 @@ def plot_alphas(
         ValueError: no row holds α, a module name not of the form encoder.layers.0.self_attn, or changing head counts.
     """
     series = _alpha_series(history, key)
-    figure = _figure(title, 4.2 * len(series) + 2.2, 4.2)
+    figure = new_figure(title, 4.2 * len(series) + 2.2, 4.2)
     from matplotlib import colormaps
 
     panels = figure.subplots(1, len(series), sharex=True, sharey=True, squeeze=False)[0]
@@ -220,7 +228,7 @@ def plot_scores(
             raise ValueError(f"the histogram {name!r} holds no weights yet.")
         if not torch.equal(histogram.edges, edges):
             raise ValueError(f"the histogram {name!r} has other bins than the first one.")
-    figure = _figure(title, 10.5, max(3.6, 2.6 + 0.3 * len(histograms)))
+    figure = new_figure(title, 10.5, max(3.6, 2.6 + 0.3 * len(histograms)))
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.8])
     for index, (name, histogram) in enumerate(histograms.items()):
         colour = LINES[index % len(LINES)]
@@ -229,7 +237,7 @@ def plot_scores(
         left.barh(index, below, left=zero, color="white", edgecolor=colour, hatch="///")
         shares = 100 * histogram.counts.double() / histogram.total
         right.stairs(shares.numpy(), edges.numpy(), color=colour, linewidth=1.8, label=name)
-    labels = [f"{name}\n{_zeros(histogram.zero_share)}" for name, histogram in histograms.items()]
+    labels = [f"{name}\n{zeros_text(histogram.zero_share)}" for name, histogram in histograms.items()]
     left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
     left.set_xlim(0, 100)
@@ -243,47 +251,6 @@ def plot_scores(
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _figure(title: str, width: float, height: float) -> "Figure":
-    """A figure with a title and nothing else, sizes in inches, on matplotlib's Agg canvas."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install hf_entmax_asr[plots]") from error
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def _draw_map(axes: Any, weights: Tensor, seconds_per_position: float) -> Any:
-    """One map (T, S): dark where the weight is large, white where it is exactly 0."""
-    values = weights.detach().float().cpu()
-    queries, keys = values.shape
-    axes.set_facecolor("white")
-    return axes.imshow(
-        values.masked_fill(values == 0, torch.nan).numpy(),
-        cmap="viridis_r",
-        norm="log",
-        vmin=SMALLEST_SHADE,
-        vmax=1.0,
-        extent=(0, keys * seconds_per_position, queries * seconds_per_position, 0),
-        interpolation="nearest",
-        aspect="auto",
-    )
-
-
-def _finish_maps(figure: "Figure", panels: Any, image: Any) -> None:
-    for panel in panels.flat:
-        panel.label_outer()
-        panel.tick_params(labelsize=8)
-    figure.supxlabel("attended to: time in the recording (s)", fontsize=10)
-    figure.supylabel("attending: time in the recording (s)", fontsize=10)
-    bar = figure.colorbar(image, ax=panels, extend="min", fraction=0.03, pad=0.01, aspect=30)
-    bar.set_ticks([SMALLEST_SHADE, 0.01, 0.1, 1.0], labels=[f"{SMALLEST_SHADE:g}", "0.01", "0.1", "1"], fontsize=8)
-    bar.set_label("attention weight (white: exactly 0)", fontsize=10)
 
 
 def _draw_spectrogram(axes: Any, features: Tensor, duration: float) -> None:
@@ -390,10 +357,3 @@ def _chosen(chosen: Sequence[int] | None, count: int, what: str) -> list[int]:
     if wrong or not numbers:
         raise ValueError(f"{what}s {wrong or numbers} cannot be drawn; choose from 0 to {count - 1}.")
     return numbers
-
-
-def _zeros(share: float) -> str:
-    """ "71 % zeros", where 0 and 100 stand for these very values only."""
-    if 0 < share < 0.005:
-        return "< 0.5 % zeros"
-    return "> 99.5 % zeros" if 0.995 <= share < 1 else f"{100 * share:.0f} % zeros"
