@@ -4,6 +4,7 @@ Each function takes tensors, returns a matplotlib Figure and touches no global s
 it. Needs the extra `plots`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TALLEST_STACK = 8  # tokens written above one position
+TOKEN_WIDTH = 0.06  # inches; boundaries nearer than this share a stack
 SYMBOLS = {"▁": "␣", "</s>": "∎", "<unk>": "?"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
 MODULE = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
@@ -70,7 +72,7 @@ def plot_attention_maps(
     Args:
         maps: one (H, T, T) tensor per layer, without padding.
         alphas: one (H,) tensor per layer, written above the panels.
-        layers, heads: which ones to draw; all by default.
+        layers, heads: which ones to draw; all by default. Where a layer has no such head, its place stays empty.
 
     Raises:
         ValueError: a map that is no (H, T, S) tensor, or layers or heads that do not exist.
@@ -79,11 +81,14 @@ def plot_attention_maps(
         if weights.dim() != 3:
             raise ValueError(f"the map of layer {layer} has shape {tuple(weights.shape)}; (heads, T, S) is needed.")
     layers = _chosen(layers, len(maps), "layer")
-    heads = _chosen(heads, min(len(maps[layer]) for layer in layers), "head")
+    heads = _chosen(heads, max(len(maps[layer]) for layer in layers), "head")
     figure = new_figure(title, 1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
     panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
     for row, layer in zip(panels, layers, strict=True):
         for panel, head in zip(row, heads, strict=True):
+            if head >= len(maps[layer]):
+                panel.set_axis_off()
+                continue
             weights = maps[layer][head]
             image = draw_map(panel, weights, seconds_per_position)
             alpha = "" if alphas is None else f"α {float(alphas[layer][head]):.2f}, "
@@ -151,10 +156,11 @@ def plot_boundaries(
     if words is not None and (word_ends is None or len(words) != len(word_ends)):
         raise ValueError(f"{len(words)} words need as many word_ends; got {0 if not word_ends else len(word_ends)}.")
     duration = len(features) * seconds_per_frame
-    figure = new_figure(title, min(22.0, max(9.0, 2.6 * duration)), 4.6 + 0.17 * len(times))
+    width = min(22.0, max(9.0, 2.6 * duration))
+    figure = new_figure(title, width, 4.6 + 0.17 * len(times))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.6 + 0.17 * len(times)])
     _draw_spectrogram(upper, features, duration)
-    _write_tokens(upper, times[head], tokens)
+    _write_tokens(upper, times[head], tokens, width / duration)
     after = [word.after for word in token_words(tokens, word_boundary) if word.after is not None]
     _draw_head_rows(lower, times, head, after)
     _draw_word_ends(upper, lower, word_ends or (), words)
@@ -246,7 +252,8 @@ def plot_scores(
     right.set_xlim(float(edges[0]), 1)
     right.set_ylim(bottom=0)
     right.set_xlabel("attention weight (logarithmic)")
-    right.set_ylabel("share of all weights (%)")
+    per_decade = round(1 / math.log10(float(edges[1] / edges[0])))
+    right.set_ylabel(f"share of all weights (%)\nin each step of 1/{per_decade} decade")
     right.legend(fontsize=9)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -268,20 +275,23 @@ def _draw_spectrogram(axes: Any, features: Tensor, duration: float) -> None:
     axes.set_ylabel("mel channel")
 
 
-def _write_tokens(axes: Any, times: list[float], tokens: Sequence[str]) -> None:
-    """Blue lines at the boundaries, with the tokens written there stacked above the picture, the first on top."""
+def _write_tokens(axes: Any, times: list[float], tokens: Sequence[str], inches_per_second: float) -> None:
+    """Blue lines at the boundaries, with the tokens written there above the picture: single characters in a stack, the
+    first on top; longer pieces from bottom to top, so that neighbours do not run into each other."""
     stacks: dict[float, list[str]] = {}
+    written = -math.inf  # where the last stack stands
     for time, token in zip(times, tokens, strict=True):
-        stacks.setdefault(time, []).append(SYMBOLS.get(token, token.replace("▁", "␣")))
-    style = {"color": BLUE, "fontsize": 9, "fontfamily": _fonts(), "ha": "center", "va": "bottom", "linespacing": 0.95}
-    for time, stack in stacks.items():
         axes.axvline(time, color=BLUE, linewidth=0.9, alpha=0.8)
-        shown = (
-            stack
-            if len(stack) <= TALLEST_STACK
-            else [*stack[: TALLEST_STACK - 1], f"+{len(stack) - TALLEST_STACK + 1}"]
-        )
-        axes.text(time, 1.01, "\n".join(shown), transform=axes.get_xaxis_transform(), **style)
+        if (time - written) * inches_per_second > TOKEN_WIDTH:
+            written = time
+        stacks.setdefault(written, []).append(SYMBOLS.get(token, token.replace("▁", "␣")))
+    style = {"color": BLUE, "fontsize": 9, "fontfamily": _fonts(), "ha": "center", "va": "bottom", "linespacing": 0.95}
+    pieces = any(len(token) > 1 for stack in stacks.values() for token in stack)
+    for time, stack in stacks.items():
+        left_out = len(stack) - TALLEST_STACK + 1
+        shown = stack if len(stack) <= TALLEST_STACK else [*stack[: TALLEST_STACK - 1], f"+{left_out}"]
+        text = " ".join(shown) if pieces else "\n".join(shown)
+        axes.text(time, 1.01, text, rotation=90 if pieces else 0, transform=axes.get_xaxis_transform(), **style)
 
 
 def _draw_word_ends(upper: Any, lower: Any, word_ends: Sequence[float], words: Sequence[str] | None) -> None:
