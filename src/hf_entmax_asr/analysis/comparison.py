@@ -150,9 +150,6 @@ def plot_maps_by_checkpoint(comparison: Comparison) -> "Figure":
     panels[0, 0].set_xlim(0, comparison.seconds)  # the last position may reach beyond it
     panels[0, 0].set_ylim(comparison.seconds, 0)
     finish_maps(figure, panels, image)
-    for column in panels.T:
-        lowest = [panel for panel in column if panel.axison][-1]
-        lowest.tick_params(labelbottom=True)
     return figure
 
 

@@ -51,10 +51,12 @@ def draw_map(axes: Any, weights: Tensor, seconds_per_position: float) -> Any:
 
 
 def finish_maps(figure: "Figure", panels: Any, image: Any) -> None:
-    """Axes in seconds and the colour bar of a grid of maps; `image` is any one of them."""
+    """Axes in seconds and the colour bar of a grid of maps (2-D array of axes); `image` is any one of them."""
     for panel in panels.flat:
         panel.label_outer()
         panel.tick_params(labelsize=8)
+    for column in panels.T:  # where the lowest place is empty, the panel above it has the seconds
+        [panel for panel in column if panel.axison][-1].tick_params(labelbottom=True)
     figure.supxlabel("attended to: time in the recording (s)", fontsize=10)
     figure.supylabel("attending: time in the recording (s)", fontsize=10)
     bar = figure.colorbar(image, ax=panels, extend="min", fraction=0.03, pad=0.01, aspect=30)

@@ -56,12 +56,12 @@ def plot_agreement(document: Document) -> "Figure":
     image = lower.imshow(
         distance[order][:, order].numpy(), cmap="viridis_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
     )
-    font = 6 if many else 8
+    font = 7 if many else 8
     lower.set_xticks(range(len(order)), [names[n] for n in order], rotation=90, fontsize=font)
     lower.set_yticks(range(len(order)), [names[n] for n in order], fontsize=font)
     bar = figure.colorbar(image, ax=lower, fraction=0.04, pad=0.02)
     bar.set_label("divergence (bits)\n0: the same weights, 1: no key in common")
-    upper.set_ylabel("divergence at\nwhich they join")
+    upper.set_ylabel("divergence (bits)\nat which they join")
     upper.spines[["top", "right", "bottom"]].set_visible(False)
     upper.tick_params(axis="x", length=0, labelbottom=False)
     return figure

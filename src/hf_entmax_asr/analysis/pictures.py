@@ -6,7 +6,7 @@ every picture (α from 1 to 2, shares from 0 to 100 %), so that small difference
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +50,7 @@ def plot_encoder_heads(document: Document) -> "Figure":
     for axis, (title, key, form, scale) in zip(axes[1:], panels, strict=True):
         diverging = key in ("relative_cad", "same_phoneme_lift")
         _draw_matrix(axis, _rows(modules, key), title, form, scale, diverging)
-    _explain_empty_cells(figure, axes)
+    _explain_empty_cells(figure, axes, _unequal([module["role"] for module in modules]))
     return figure
 
 
@@ -86,7 +86,7 @@ def plot_decoder_heads(document: Document) -> "Figure":
     figure, axes = _grid("Decoder, head by head", len(panels), own + cross)
     for axis, (title, rows, form, scale) in zip(axes, panels, strict=True):
         _draw_matrix(axis, rows, title, form, scale)
-    _explain_empty_cells(figure, axes)
+    _explain_empty_cells(figure, axes, any(_unequal(rows.values()) for _, rows, _, _ in panels))
     return figure
 
 
@@ -246,6 +246,10 @@ def _entropies(what: str, modules: Sequence[Mapping[str, Any]]) -> tuple[str, Ro
     return title, _rows(modules, "entropy_nats"), "{:.1f}", (0.0, max(1e-9, nats))
 
 
+def _unequal(rows: Iterable[Sequence[Any]]) -> bool:
+    return len(set(map(len, rows))) > 1
+
+
 def _by_layer(heads: Sequence[Sequence[int]], values: Sequence[float | None]) -> Rows:
     rows: dict[int, list[float | None]] = {}
     for (layer, _), value in zip(heads, values, strict=True):
@@ -300,13 +304,17 @@ def _name_cells(axis: Any, layers: Sequence[int], heads: int) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _explain_empty_cells(figure: "Figure", axes: Sequence[Any]) -> None:
-    """A legend for hatched cells, where there are any."""
+def _explain_empty_cells(figure: "Figure", axes: Sequence[Any], pruned: bool) -> None:
+    """A legend for hatched cells and for the places of heads that are gone, where there are any."""
     from matplotlib.patches import Patch
 
+    handles = []
     if any(patch.get_label() == NOT_MEASURED for axis in axes for patch in axis.patches):
-        handle = Patch(label=NOT_MEASURED, **HATCHED)
-        figure.legend(handles=[handle], loc="outside lower right", fontsize=9, frameon=False)
+        handles.append(Patch(label=NOT_MEASURED, **HATCHED))
+    if pruned:
+        handles.append(Patch(label="blank: the layer has no such head", facecolor="white", edgecolor="0.7"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=9, frameon=False)
 
 
 def _draw_roles(axis: Any, modules: Sequence[Mapping[str, Any]], rule: Mapping[str, float]) -> None:
@@ -327,7 +335,7 @@ def _draw_roles(axis: Any, modules: Sequence[Mapping[str, Any]], rule: Mapping[s
         "linguistic": f"L linguistic: relative CAD ≥ {rule['diagonal_from']:g}",
         "phonetic": f"P phonetic: same-phoneme lift ≥ {rule['phonetic_from']:g}",
         "neither": "– neither",
-        None: "? not known without labels",
+        None: "? not known (no labels, or not measured)",
     }
     below = -0.45 / max(1.3, 0.34 * len(modules) + 0.2)  # half an inch below the axes, which are so many inches high
     handles = [

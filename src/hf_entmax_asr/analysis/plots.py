@@ -7,6 +7,7 @@ it. Needs the extra `plots`.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,10 @@ from hf_entmax_asr.analysis.word_ends import Head, position_seconds, token_words
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TALLEST_STACK = 8  # tokens written above one position
-TOKEN_WIDTH = 0.06  # inches; boundaries nearer than this share a stack
+TALLEST_STACK = 8  # characters written above one position, if each token is one
+WIDEST_INCHES = 44.0  # 2.6 a second, less for recordings longer than 17 s
+LONGEST_PIECES = 24  # characters of the tokens written above one position, if they are longer
+TOKEN_WIDTH = 0.09  # inches; boundaries nearer than this share a stack
 SYMBOLS = {"▁": "␣", "</s>": "∎", "<unk>": "?"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
 MODULE = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
@@ -156,7 +159,7 @@ def plot_boundaries(
     if words is not None and (word_ends is None or len(words) != len(word_ends)):
         raise ValueError(f"{len(words)} words need as many word_ends; got {0 if not word_ends else len(word_ends)}.")
     duration = len(features) * seconds_per_frame
-    width = min(22.0, max(9.0, 2.6 * duration))
+    width = min(WIDEST_INCHES, max(9.0, 2.6 * duration))
     figure = new_figure(title, width, 4.6 + 0.17 * len(times))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.6 + 0.17 * len(times)])
     _draw_spectrogram(upper, features, duration)
@@ -288,10 +291,18 @@ def _write_tokens(axes: Any, times: list[float], tokens: Sequence[str], inches_p
     style = {"color": BLUE, "fontsize": 9, "fontfamily": _fonts(), "ha": "center", "va": "bottom", "linespacing": 0.95}
     pieces = any(len(token) > 1 for stack in stacks.values() for token in stack)
     for time, stack in stacks.items():
-        left_out = len(stack) - TALLEST_STACK + 1
-        shown = stack if len(stack) <= TALLEST_STACK else [*stack[: TALLEST_STACK - 1], f"+{left_out}"]
-        text = " ".join(shown) if pieces else "\n".join(shown)
+        text = " ".join(_shortened(stack, 1)) if pieces else "\n".join(_shortened(stack, 0))
         axes.text(time, 1.01, text, rotation=90 if pieces else 0, transform=axes.get_xaxis_transform(), **style)
+
+
+def _shortened(stack: list[str], gap: int) -> list[str]:
+    """As many tokens as fit into LONGEST_PIECES characters, or TALLEST_STACK without gaps; then how many are left."""
+    room = LONGEST_PIECES if gap else TALLEST_STACK
+    ends = list(accumulate(len(token) + gap for token in stack))
+    if ends[-1] - gap <= room:
+        return stack
+    shown = max(1, sum(end <= room - 1 for end in ends))
+    return [*stack[:shown], f"+{len(stack) - shown}"] if shown < len(stack) else stack
 
 
 def _draw_word_ends(upper: Any, lower: Any, word_ends: Sequence[float], words: Sequence[str] | None) -> None:

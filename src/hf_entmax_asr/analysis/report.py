@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAPS_SHOWN = 6  # layers and heads of an example's maps
-SMALLEST_SCALE = 0.7  # at which pictures are shown; wider ones scroll
+SMALLEST_SCALE = 0.8  # at which pictures are shown; wider ones scroll
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ def _beside(comparison: Comparison, folder: Path) -> list[_Picture | _Table]:
             f"{_number(row[key], form)}{unit} (uniform {_number(row[f'uniform_{key}'], form)})"
             for key, form, unit in (("cad", "{:.3f}", ""), ("entropy_nats", "{:.2f}", " nats"))
         ]
-        zeros, relative = _number(row["zero_share"], "{:.1%}"), _number(row["relative_cad"], "{:.2f}")
+        zeros = "not measured" if row["zero_share"] is None else f"{100 * row['zero_share']:.1f} %"
+        relative = _number(row["relative_cad"], "{:.2f}")
         fixed = (row["name"], row["encoder_transform"], alpha, f"{row['parameters']:,}", position)
         rows.append((*fixed, zeros, beside[0], relative, beside[1]))
     table = _Table(header, rows, "Encoder self-attention: means over all heads and utterances of the same data.")
