@@ -74,10 +74,10 @@ def summary(document: dict[str, Any]) -> str:
     for module in document["modules"].values():
         if module["kind"] != "encoder":
             continue
-        row = f"{module['layer']:>5} {_mean(module['cad']):>6.3f} {module['uniform']['cad']:>7.3f}"
-        row += f" {_mean(module['verticality']):>8.3f} {_percent(_mean(module['zero_share'])):>6}"
+        row = f"{module['layer']:>5} {_decimals(_mean(module['cad'])):>6} {_decimals(module['uniform']['cad']):>7}"
+        row += f" {_decimals(_mean(module['verticality'])):>8} {_percent(_mean(module['zero_share'])):>6}"
         lifts = module.get("same_phoneme_lift")
-        row += f" {_mean(lifts):>6.2f}" if lifts else f" {'':>6}"
+        row += f" {_decimals(_mean(lifts), 2):>6}" if lifts else f" {'':>6}"
         row += f" {_percent(accuracy[module['layer'] + 1]):>6}" if accuracy else ""
         lines.append(f"{row}  {', '.join(role or 'not known' for role in module['role'])}")
     lines += findings(document)
@@ -86,9 +86,9 @@ def summary(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: list[float | None]) -> float:
+def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else float("nan")
+    return sum(known) / len(known) if known else None
 
 
 def _percent(share: float | None) -> str:

@@ -130,6 +130,9 @@ def test_page_has_the_table_and_the_picture(tmp_path):
         module["zero_share"] = [0.0] * module["heads"]
         if "cad" in module:
             module["relative_cad"] = [None] * module["heads"]
+    for module in beside.compared[0].document["modules"].values():
+        if "cad" in module:
+            module["relative_cad"] = [-0.0001] * module["heads"]
     content = write_report(document(), tmp_path, comparison=beside).read_text(encoding="utf-8")
     table = re.search(r'<table class="numbers">(.*?)</table>', content).group(1)
     rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in table.split("</tr>") if row]
@@ -137,6 +140,7 @@ def test_page_has_the_table_and_the_picture(tmp_path):
     assert rows[1][:5] == ["a", "entmax", "1.25", "1,000", "every 40 ms"]
     assert rows[2][:3] == ["&lt;b&gt;", "softmax", "1.00"]
     assert rows[2][5:8] == ["0.0 %", "0.835 (uniform 0.700)", "not measured"]
+    assert rows[1][7] == "0.00"  # without a sign
     assert rows[1][8].endswith(" nats (uniform 4.00)")
     assert (tmp_path / "maps_by_checkpoint.png").is_file()
     assert "the head in the middle of its layer by entropy" in content

@@ -168,6 +168,19 @@ def test_what_was_not_measured_is_hatched_and_missing_heads_are_blank():
     assert "nan" not in texts(plot_probe(given))
 
 
+@pytest.mark.parametrize("plot", [plot_encoder_heads, plot_decoder_heads, plot_diagonality_curves])
+def test_utterances_of_one_position_have_pictures(plot):
+    given = document()
+    for module in given["modules"].values():  # as measured where each utterance is one position long
+        module["entropy_nats"] = [0.0] * module["heads"]
+        module["verticality"] = [None] * module["heads"]
+        module["uniform"] |= {"entropy_nats": 0.0, "verticality": None, "cad": None, "curve": [None] * 101}
+        module["relative_cad"] = [None] * module["heads"]
+    figure = plot(given)
+    figure.canvas.draw()
+    assert "not measured" in texts(figure) or plot is plot_decoder_heads
+
+
 def test_rows_are_named_by_their_layers():
     given = document()
     given["modules"]["decoder.layers.2.encoder_attn"] = {

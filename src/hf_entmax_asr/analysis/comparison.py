@@ -143,7 +143,7 @@ def plot_maps_by_checkpoint(comparison: Comparison) -> "Figure":
             raise ValueError(f"{one.name} has maps of the shapes {found}; its analysis is of {heads} heads by layer.")
     columns = max(min(MOST_COLUMNS, len(one.maps)) for one in compared)
     title = f"Encoder self-attention by checkpoint: {comparison.utterance}"
-    figure = new_figure(title, 2.1 * columns + 2.1, 2.15 * len(compared) + 1.0)
+    figure = new_figure(title, 1.8 * columns + 1.9, 1.95 * len(compared) + 1.0)
     panels = figure.subplots(len(compared), columns, squeeze=False, sharex=True, sharey=True)
     for row, one in zip(panels, compared, strict=True):
         image = _draw_row(row, one)
@@ -164,7 +164,7 @@ def _draw_row(panels: Sequence[Any], one: Compared) -> Any:
         alpha = fixed if one.alphas is None else float(one.alphas[layer][head])
         written = "" if alpha is None else f"α {alpha:.2f}, "
         zeros = zeros_text(float(weights.eq(0).double().mean()))
-        panel.set_title(f"layer {layer}, head {head}\n{written}{zeros}", fontsize=8.5)
+        panel.set_title(f"layer {layer}, head {head}\n{written}{zeros}", fontsize=8)
     for panel in panels[len(layers) :]:
         panel.set_axis_off()
     panels[0].set_ylabel(f"{one.transform}\n{_wrapped(one.name)}", fontsize=9.5, fontweight="bold")

@@ -73,4 +73,4 @@ def _draw_dendrogram(axes: Any, merges: Sequence[Merge], order: Sequence[int]) -
         (left, low), (right, other) = place[a], place[b]
         axes.plot([left, left, right, right], [low, height, height, other], color=GREY, linewidth=1.1)
         place[len(order) + number] = ((left + right) / 2, height)
-    axes.set_ylim(0, 1.02 * max((height for *_, height in merges), default=1.0))
+    axes.set_ylim(0, 1.02 * (max((height for *_, height in merges), default=0.0) or 1.0))  # heads may be all alike

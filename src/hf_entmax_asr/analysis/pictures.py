@@ -26,7 +26,7 @@ Scale = tuple[float, float]
 Rows = Mapping[int, Sequence[float | None]]  # layer -> value of each head, None where it was not measured
 WIDEST_GRID = 13.7  # inches; wider pictures are shrunk on the page until their numbers cannot be read
 NOT_MEASURED = "not measured"
-HATCHED = {"facecolor": "white", "edgecolor": "0.7", "hatch": "////", "linewidth": 0}
+HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.7", "hatch": "////", "linewidth": 0}
 
 
 def plot_encoder_heads(document: Document) -> "Figure":
@@ -34,12 +34,21 @@ def plot_encoder_heads(document: Document) -> "Figure":
     entropy, zeros, α and same-phoneme lift."""
     modules = modules_of(document, "encoder")
     uniform = modules[0]["uniform"]
-    nats = uniform["entropy_nats"]
     panels: list[tuple[str, str, str, Scale]] = [
-        (f"CAD\n(uniform {uniform['cad']:.2f}, diagonal 1)", "cad", "{:.2f}", (0.0, 1.0)),
+        (f"CAD\n(uniform {_said(uniform['cad'], '.2f')}, diagonal 1)", "cad", "{:.2f}", (0.0, 1.0)),
         ("relative CAD\n(0: as uniform attention, 1: diagonal)", "relative_cad", "{:.2f}", (-1.0, 1.0)),
-        (f"verticality\n(uniform {uniform['verticality']:.2f}, all on one key 1)", "verticality", "{:.2f}", (0.0, 1.0)),
-        (f"entropy of a row (nats)\n(uniform {nats:.1f})", "entropy_nats", "{:.1f}", (0.0, nats)),
+        (
+            f"verticality\n(uniform {_said(uniform['verticality'], '.2f')}, all on one key 1)",
+            "verticality",
+            "{:.2f}",
+            (0.0, 1.0),
+        ),
+        (
+            f"entropy of a row (nats)\n(uniform {_said(uniform['entropy_nats'], '.1f')})",
+            "entropy_nats",
+            "{:.1f}",
+            (0.0, uniform["entropy_nats"] or 1.0),
+        ),
         ("weights that are exactly 0 (%)", "zero_share", "{:.0%}", (0.0, 1.0)),
         ("α\n(1: softmax, 2: sparsemax)", "alpha", "{:.2f}", (1.0, 2.0)),
         ("same-phoneme lift\n(1: as by chance)", "same_phoneme_lift", "{:.1f}", (-1.0, 3.0)),  # 1 in the middle
@@ -102,17 +111,16 @@ def plot_diagonality_curves(document: Document) -> "Figure":
         colour = colormaps["viridis"](0.87 * module["layer"] / deepest)
         curves = tensor_of(module["curve"])
         axes.plot(document["curve_r"], curves.T.numpy(), color=colour, linewidth=0.7, alpha=0.55)
-        cad = _mean(module["cad"])
-        label = f"layer {module['layer']}: CAD {'not measured' if math.isnan(cad) else f'{cad:.3f}'}"
+        label = f"layer {module['layer']}: CAD {_said(_mean(module['cad']), '.3f')}"
         axes.plot(document["curve_r"], curves.nanmean(0).numpy(), color=colour, linewidth=2.2, label=label)
     uniform = modules[0]["uniform"]
     axes.plot(
         document["curve_r"],
-        uniform["curve"],
+        tensor_of(uniform["curve"]).numpy(),
         color="black",
         linestyle=(0, (4, 3)),
         linewidth=1.4,
-        label=f"uniform: CAD {uniform['cad']:.3f}",
+        label=f"uniform: CAD {_said(uniform['cad'], '.3f')}",
     )
     axes.set_xlabel("r: distance looked at, as a share of the utterance")
     axes.set_ylabel("D(r): share of the attention inside")
@@ -236,14 +244,18 @@ def _mean(values: Sequence[float | None]) -> float:
     return tensor_of(list(values)).nanmean().item()
 
 
+def _said(value: float | None, form: str) -> str:
+    return NOT_MEASURED if value is None or math.isnan(value) else format(value, form)
+
+
 def _rows(modules: Sequence[Mapping[str, Any]], key: str) -> Rows:
     return {module["layer"]: module[key] for module in modules}
 
 
 def _entropies(what: str, modules: Sequence[Mapping[str, Any]]) -> tuple[str, Rows, str, Scale | None]:
     nats = modules[0]["uniform"]["entropy_nats"]
-    title = f"{what}: entropy (nats)\n(uniform {nats:.1f})"
-    return title, _rows(modules, "entropy_nats"), "{:.1f}", (0.0, max(1e-9, nats))
+    title = f"{what}: entropy (nats)\n(uniform {_said(nats, '.1f')})"
+    return title, _rows(modules, "entropy_nats"), "{:.1f}", (0.0, nats or 1.0)
 
 
 def _unequal(rows: Iterable[Sequence[Any]]) -> bool:

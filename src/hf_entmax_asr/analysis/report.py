@@ -222,7 +222,10 @@ def _beside(comparison: Comparison, folder: Path) -> list[_Picture | _Table]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "not measured" if value is None else form.format(value)
+    if value is None:
+        return "not measured"
+    text = form.format(value)
+    return text.lstrip("-") if float(text) == 0 else text
 
 
 def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[_Picture]:
