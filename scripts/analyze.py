@@ -5,7 +5,10 @@
 
 CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Prints a summary and writes
 OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/training/inspection.py), pictures, and
-OUT/index.html, one file with everything in it that opens from disk.
+OUT/index.html, one file with everything in it that opens from disk. With --compare, other checkpoints stand beside it
+on the same data: OUT/comparison.json, and the maps of one utterance in OUT/maps_by_checkpoint.png:
+
+    python scripts/analyze.py runs/entmax/best DATA --out report/ --compare runs/softmax/best runs/sparsemax/best
 """
 
 import argparse
@@ -18,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.analysis.comparison import Compared, Comparison, comparison_rows, short_names
 from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
 from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
@@ -49,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames-per-batch", type=int, default=6000, help="padded 10 ms frames in a batch")
     parser.add_argument("--examples", type=int, default=2, help="utterances to draw and listen to (default: 2)")
     parser.add_argument("--card", action="store_true", help="also tell it in CHECKPOINT/README.md, the model card")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="OTHER", help="checkpoints to show beside this one")
     parser.add_argument("--json-only", action="store_true", help="no pictures, no page")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
@@ -71,10 +76,10 @@ def summary(document: dict[str, Any]) -> str:
     for module in document["modules"].values():
         if module["kind"] != "encoder":
             continue
-        row = f"{module['layer']:>5} {_mean(module['cad']):>6.3f} {module['uniform']['cad']:>7.3f}"
-        row += f" {_mean(module['verticality']):>8.3f} {_percent(_mean(module['zero_share'])):>6}"
+        row = f"{module['layer']:>5} {_decimals(_mean(module['cad'])):>6} {_decimals(module['uniform']['cad']):>7}"
+        row += f" {_decimals(_mean(module['verticality'])):>8} {_percent(_mean(module['zero_share'])):>6}"
         lifts = module.get("same_phoneme_lift")
-        row += f" {_mean(lifts):>6.2f}" if lifts else f" {'':>6}"
+        row += f" {_decimals(_mean(lifts), 2):>6}" if lifts else f" {'':>6}"
         row += f" {_percent(accuracy[module['layer'] + 1]):>6}" if accuracy else ""
         lines.append(f"{row}  {', '.join(role or 'not known' for role in module['role'])}")
     lines += findings(document)
@@ -83,9 +88,9 @@ def summary(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: list[float | None]) -> float:
+def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else float("nan")
+    return sum(known) / len(known) if known else None
 
 
 def _percent(share: float | None) -> str:
@@ -108,46 +113,111 @@ def history_of(checkpoint: str) -> list[dict[str, Any]]:
     return read_history(folder.parent / "history.jsonl") if folder.name == "checkpoints" else []
 
 
+def measure(
+    checkpoint: str, recogniser: tuple[Any, Any], rows: Any, labels: Labels | None, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The analysis of one checkpoint, with a progress bar.
+
+    Raises:
+        DataError: the data cannot be analysed with it.
+    """
+    with tqdm(total=len(rows), unit="utt", disable=None, desc=checkpoint) as bar:
+        document = analyze(
+            *recogniser,
+            rows,
+            labels=labels,
+            frames_per_batch=arguments.frames_per_batch,
+            max_seconds=arguments.max_seconds,
+            diagonal_from=arguments.diagonal_from,
+            phonetic_from=arguments.phonetic_from,
+            progress=bar.update,
+        )
+    return document | {"checkpoint": checkpoint, "data": f"{arguments.data}, {arguments.split}"}
+
+
+def compare(
+    names: list[str], documents: list[dict[str, Any]], recognisers: list[tuple[Any, Any]], row: dict[str, Any] | None
+) -> Comparison:
+    """All checkpoints beside each other, with their maps of one row of the data (none: without maps)."""
+    compared = []
+    for name, document, (model, processor) in zip(names, documents, recognisers, strict=True):
+        maps = example_of(model, processor, row) if row is not None else None
+        compared.append(
+            Compared(
+                name=name,
+                document=document,
+                parameters=model.num_parameters(),
+                maps=maps.maps if maps else (),
+                alphas=maps.alphas if maps else None,
+            )
+        )
+    return Comparison(compared, row["id"] if row else "", row["duration"] if row else 0.0)
+
+
+def comparison_summary(rows: list[dict[str, Any]]) -> str:
+    """A line for each checkpoint: means over the heads of its encoder."""
+    width = max(len("checkpoint"), *(len(row["name"]) for row in rows))
+    lines = [f"{'checkpoint':<{width}} {'transform':<10} {'parameters':>11} {'zeros':>6} {'CAD':>6} {'entropy':>7}"]
+    for row in rows:
+        measures = f"{_percent(row['zero_share']):>6} {_decimals(row['cad']):>6} {_decimals(row['entropy_nats'], 2):>7}"
+        lines.append(f"{row['name']:<{width}} {row['encoder_transform']:<10} {row['parameters']:>11,} {measures}")
+    return "\n".join(lines)
+
+
+def _names(checkpoints: list[str]) -> list[str]:
+    try:
+        return short_names(checkpoints)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _decimals(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    checkpoints = [arguments.checkpoint, *arguments.compare]
     try:
         if not arguments.json_only and importlib.util.find_spec("matplotlib") is None:
             raise ImportError("pictures need matplotlib: pip install 'hf_entmax_asr[plots]', or give --json-only")
         if arguments.card:
             find_card(arguments.checkpoint)  # that there is none is known now, not after the analysis
+        names = _names(checkpoints)
         labels = load_labels(arguments.labels, arguments.tier)
         rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
-        model, processor = load_recogniser(arguments.checkpoint, arguments.device)
-        with tqdm(total=len(rows), unit="utt", disable=None) as bar:
-            document = analyze(
-                model,
-                processor,
-                rows,
-                labels=labels,
-                frames_per_batch=arguments.frames_per_batch,
-                max_seconds=arguments.max_seconds,
-                diagonal_from=arguments.diagonal_from,
-                phonetic_from=arguments.phonetic_from,
-                progress=bar.update,
-            )
+        recognisers = [load_recogniser(checkpoint, arguments.device) for checkpoint in checkpoints]
+        documents = [
+            measure(checkpoint, recogniser, rows, labels if number == 0 else None, arguments)
+            for number, (checkpoint, recogniser) in enumerate(zip(checkpoints, recognisers, strict=True))
+        ]
     except (CheckpointError, DataError, LabelError, FileNotFoundError, ImportError) as error:
         print(f"analyze.py: {error}", file=sys.stderr)
         return 1
-    document |= {"checkpoint": arguments.checkpoint, "data": f"{arguments.data}, {arguments.split}"}
+    document, (model, processor) = documents[0], recognisers[0]
     target = save_analysis(document, arguments.out / "analysis.json")
     print(summary(document))
     if arguments.card:
         print(f"written: {write_attention_section(arguments.checkpoint, document)}")
+    usable = [i for i, seconds in enumerate(rows["duration"]) if seconds <= arguments.max_seconds]
+    comparison = None
+    if arguments.compare:
+        comparison = compare(names, documents, recognisers, None if arguments.json_only else rows[usable[0]])
+        beside = comparison_rows(comparison.compared)
+        save_analysis({"checkpoints": beside}, arguments.out / "comparison.json")
+        print(comparison_summary(beside))
     if not arguments.json_only:
-        usable = [i for i, seconds in enumerate(rows["duration"]) if seconds <= arguments.max_seconds]
         head = most_waited_for(document)
         examples = [example_of(model, processor, rows[i], head) for i in usable[: arguments.examples]]
-        hop_seconds = processor.feature_extractor.hop_ms / 1000
-        history = history_of(arguments.checkpoint)
         target = write_report(
-            document, arguments.out, examples=examples, history=history, seconds_per_frame=hop_seconds
+            document,
+            arguments.out,
+            examples=examples,
+            history=history_of(arguments.checkpoint),
+            seconds_per_frame=processor.feature_extractor.hop_ms / 1000,
+            comparison=comparison,
         )
     print(f"written: {target}")
     return 0

@@ -241,6 +241,37 @@ def test_boundaries_ignore_padding_count_from_the_first_layer_and_shorten_stacks
     assert figure.axes[1].get_yticklabels()[0].get_text() == "layer 3, head 0"
 
 
+def test_word_pieces_stand_upright_and_do_not_run_into_each_other():
+    tokens = ["▁the", "▁qui", "ck", "▁brown", *["▁fox"] * 9, "</s>"]
+    stops = torch.tensor([[10, 20, 21, 22, *[60] * 9, 70]])
+    arguments = {"features": torch.randn(400, 20), "boundaries": [stops], "tokens": tokens, "head": (0, 0)}
+    figure = plot_boundaries(**arguments, seconds_per_position=SECONDS_PER_POSITION)
+    figure.canvas.draw()
+    stacks = figure.axes[0].texts
+    assert [text.get_text() for text in stacks] == ["␣the", "␣qui", "ck", "␣brown", "␣fox ␣fox ␣fox ␣fox +5", "∎"]
+    assert {text.get_rotation() for text in stacks} == {90.0}
+    arguments["boundaries"] = [stops // 4 * 4]  # three boundaries at one place
+    figure = plot_boundaries(**arguments, seconds_per_position=SECONDS_PER_POSITION)
+    assert figure.axes[0].texts[1].get_text() == "␣qui ck ␣brown"
+
+
+def test_letters_too_near_each_other_share_a_stack():
+    tokens = [*"abcd", "</s>"]
+    arguments = {"tokens": tokens, "head": (0, 0), "seconds_per_position": 0.01}
+    stops = torch.tensor([[100, 101, 150, 152, 190]])  # 2.6 inches a second
+    figure = plot_boundaries(torch.randn(400, 20), [stops], **arguments)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a\nb", "c\nd", "∎"]
+    assert len(figure.axes[0].lines) == 6  # a line at each boundary, and the legend's
+
+
+def test_maps_of_a_pruned_model_leave_its_places_empty():
+    maps = [torch.full((heads, 10, 10), 0.1) for heads in (3, 1)]
+    panels = plot_attention_maps(maps, SECONDS_PER_POSITION).axes[:6]
+    assert [panel.axison for panel in panels] == [True, True, True, True, False, False]
+    assert panels[2].get_title().startswith("layer 0, head 2")
+    assert any(tick.label1.get_visible() for tick in panels[2].xaxis.get_major_ticks())  # nothing is below it
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

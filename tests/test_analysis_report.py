@@ -5,6 +5,7 @@ import io
 import re
 import wave
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_matrices_hold_the_values():
     decoder = panels(plot_decoder_heads(given))
     assert decoder["monotonic heads: lag behind the first head (s)"] == ["0.00", "0.10"]
     assert decoder["monotonic heads: last to stop (% of tokens)"] == ["33", "67"]
-    assert decoder["monotonic heads: gate"] == ["1.00", "1.00"]
+    assert decoder["monotonic heads: gate (0: the head is gone)"] == ["1.00", "1.00"]
 
 
 def test_without_alpha_labels_and_monotonic_heads_their_panels_are_missing():
@@ -96,7 +97,7 @@ def test_without_alpha_labels_and_monotonic_heads_their_panels_are_missing():
     found = panels(plot_encoder_heads(given))
     assert not [title for title in found if "α" in title or "lift" in title]
     assert found["role"] == ["?", "?", "?", "?", "L", "L"]
-    assert "cross-attention: entropy (nats)" in panels(plot_decoder_heads(given))
+    assert "cross-attention: entropy (nats) (uniform 4.0)" in panels(plot_decoder_heads(given))
     for plot, message in (
         (plot_phoneme_attention, "without phoneme labels"),
         (plot_phoneme_overview, "without phoneme labels"),
@@ -138,8 +139,74 @@ def test_probe_and_waiting_name_their_units():
     assert "frames recognised (%), of other speakers" in found
     assert "always the most frequent phoneme: 10 %" in found
     found = texts(plot_waiting(document()))
-    assert "seconds, mean over tokens" in found
-    assert "row waits for column" in found
+    assert "waiting (s), mean over tokens" in found
+    axes = plot_waiting(document()).axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("this head waits …", "… for this head (L layer, H head)")
+    waiting = document()["monotonic"]["waiting_seconds"]
+    assert axes.images[0].get_array().tolist() == waiting  # row waits for column
+
+
+def test_what_was_not_measured_is_hatched_and_missing_heads_are_blank():
+    given = document()
+    first, last = (given["modules"][f"encoder.layers.{layer}.self_attn"] for layer in (0, 2))
+    for key, value in last.items():  # as after pruning
+        last[key] = value[:1] if isinstance(value, list) else value
+    last["heads"] = 1
+    assert "not measured" not in texts(plot_encoder_heads(given))
+    assert "blank: the layer has no such head" in texts(plot_encoder_heads(given))
+    first["cad"] = first["relative_cad"] = [None, None]
+    first["curve"] = [[None] * 101] * 2
+    figure = plot_encoder_heads(given)
+    assert "not measured" in texts(figure)
+    cad = next(axes for axes in figure.axes if axes.get_title().startswith("CAD"))
+    hatched = [patch.get_xy() for patch in cad.patches if patch.get_hatch()]
+    assert hatched == [(-0.5, -0.5), (0.5, -0.5)]
+    assert len(cad.texts) == 3
+    assert "layer 0: CAD not measured" in texts(plot_diagonality_curves(given))
+    given["probe"]["accuracy"][1] = None
+    assert "not\nmeasured" in texts(plot_probe(given))
+    assert "nan" not in texts(plot_probe(given))
+
+
+@pytest.mark.parametrize("plot", [plot_encoder_heads, plot_decoder_heads, plot_diagonality_curves])
+def test_utterances_of_one_position_have_pictures(plot):
+    given = document()
+    for module in given["modules"].values():  # as measured where each utterance is one position long
+        module["entropy_nats"] = [0.0] * module["heads"]
+        module["verticality"] = [None] * module["heads"]
+        module["uniform"] |= {"entropy_nats": 0.0, "verticality": None, "cad": None, "curve": [None] * 101}
+        module["relative_cad"] = [None] * module["heads"]
+    figure = plot(given)
+    figure.canvas.draw()
+    assert "not measured" in texts(figure) or plot is plot_decoder_heads
+
+
+def test_rows_are_named_by_their_layers():
+    given = document()
+    given["modules"]["decoder.layers.2.encoder_attn"] = {
+        **given["modules"].pop("decoder.layers.0.encoder_attn"),
+        "layer": 2,
+    }
+    given["monotonic"]["heads"] = [[2, 0], [2, 1]]
+    given["monotonic"]["lag_seconds"] = [None, 0.25]
+    figure = plot_decoder_heads(given)
+    lag, gate = (next(a for a in figure.axes if word in a.get_title()) for word in ("lag", "gate"))
+    assert [label.get_text() for label in lag.get_yticklabels()] == ["2"]
+    assert [label.get_text() for label in gate.get_yticklabels()] == ["2"]
+    assert [text.get_text() for text in lag.texts] == ["0.25"]
+    own = figure.axes[0]
+    assert [label.get_text() for label in own.get_yticklabels()] == ["0"]
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(4, 4), (6, 8), (12, 8), (12, 16)])
+def test_matrices_of_many_heads_stay_readable(layers, heads):
+    figure = plot_encoder_heads(document(layers, heads))
+    assert figure.get_figwidth() <= 14.2  # or the page would shrink the numbers
+    figure.canvas.draw()
+    axes = next(axes for axes in figure.axes if axes.get_title().startswith("CAD"))
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
 def test_gates_run_down_to_zero():
@@ -268,6 +335,24 @@ def test_page_holds_everything(tmp_path):
     assert "longer than 30 s" in page.text
     assert findings(document())[0] in page.text
     assert "prefers-color-scheme: dark" in content
+
+
+def test_page_lets_wide_pictures_scroll_and_counts_the_heads_that_are_left(tmp_path):
+    given = document(layers=2, heads=3)
+    given["modules"]["encoder.layers.1.self_attn"] |= {
+        key: value[:1]
+        for key, value in given["modules"]["encoder.layers.1.self_attn"].items()
+        if isinstance(value, list)
+    } | {"heads": 1}
+    given["agreement"]["heads"] = given["agreement"]["heads"][:4]
+    given["agreement"]["js_bits"] = [row[:4] for row in given["agreement"]["js_bits"][:4]]
+    content = write_report(given, tmp_path).read_text(encoding="utf-8")
+    assert "2 layers of 3 and 1 heads, entmax" in content
+    sizes = re.findall(r'min-width:(\d+)px;max-width:(\d+)px"><img src="[^"]+" width="(\d+)"', content)
+    assert len(sizes) == len(list(tmp_path.glob("*.png")))
+    for least, most, width in sizes:
+        assert int(most) == int(width)
+        assert int(least) == round(0.8 * int(width))
 
 
 def test_player_plays_the_recording_and_knows_where_time_runs(tmp_path):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.drawing import GREY, new_figure
 from hf_entmax_asr.analysis.pictures import Document, tensor_of
-from hf_entmax_asr.analysis.plots import GREY, _figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,18 +50,18 @@ def plot_agreement(document: Document) -> "Figure":
     names = [f"L{name.split('.')[2]} H{head}" for name, head in agreement["heads"]]
     many = len(names) > 40
     size = max(5.0, (0.14 if many else 0.22) * len(names) + 2.2)
-    figure = _figure("Which heads look alike", size + 1.2, size + 1.5)
+    figure = new_figure("Which heads look alike", size + 1.2, size + 1.5)
     upper, lower = figure.subplots(2, 1, height_ratios=[1, 4.2], sharex=True)
     _draw_dendrogram(upper, merges, order)
     image = lower.imshow(
         distance[order][:, order].numpy(), cmap="viridis_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
     )
-    font = 6 if many else 8
+    font = 7 if many else 8
     lower.set_xticks(range(len(order)), [names[n] for n in order], rotation=90, fontsize=font)
     lower.set_yticks(range(len(order)), [names[n] for n in order], fontsize=font)
     bar = figure.colorbar(image, ax=lower, fraction=0.04, pad=0.02)
     bar.set_label("divergence (bits)\n0: the same weights, 1: no key in common")
-    upper.set_ylabel("divergence at\nwhich they join")
+    upper.set_ylabel("divergence (bits)\nat which they join")
     upper.spines[["top", "right", "bottom"]].set_visible(False)
     upper.tick_params(axis="x", length=0, labelbottom=False)
     return figure
@@ -73,4 +73,4 @@ def _draw_dendrogram(axes: Any, merges: Sequence[Merge], order: Sequence[int]) -
         (left, low), (right, other) = place[a], place[b]
         axes.plot([left, left, right, right], [low, height, height, other], color=GREY, linewidth=1.1)
         place[len(order) + number] = ((left + right) / 2, height)
-    axes.set_ylim(0, 1.02 * max((height for *_, height in merges), default=1.0))
+    axes.set_ylim(0, 1.02 * (max((height for *_, height in merges), default=0.0) or 1.0))  # heads may be all alike

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from hf_entmax_asr.analysis.drawing import GREY, new_figure
 from hf_entmax_asr.analysis.pictures import Document, modules_of, tensor_of
-from hf_entmax_asr.analysis.plots import GREY, _figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def plot_phoneme_attention(document: Document, heads: Sequence[tuple[int, int]] 
     few = tensor_of(phonemes["pairs"])[chosen][:, chosen] < FEWEST_PAIRS
     columns = min(2, len(heads))
     rows = math.ceil(len(heads) / columns)
-    figure = _figure("Which phonemes attend to which", 6.2 * columns + 1.2, 6.1 * rows + 0.9)
+    figure = new_figure("Which phonemes attend to which", 6.2 * columns + 1.2, 6.1 * rows + 0.9)
     panels = figure.subplots(rows, columns, squeeze=False)
     for axis in panels.flat[len(heads) :]:
         axis.set_visible(False)
@@ -70,7 +70,8 @@ def plot_phoneme_overview(document: Document) -> "Figure":
     few = tensor_of(phonemes["pairs"])[chosen][:, chosen] < FEWEST_PAIRS
     groups = [(place, len(list(names))) for place, names in groupby(phonemes["places"][k] for k in chosen)]
     most = max(module["heads"] for module in modules)
-    figure = _figure("Phoneme attention of every head", 1.75 * most + 2.0, 1.9 * len(modules) + 0.9)
+    size = 1.75 if most <= 4 else 1.35  # inches of a thumbnail
+    figure = new_figure("Phoneme attention of every head", size * most + 2.0, (size + 0.15) * len(modules) + 1.0)
     panels = figure.subplots(len(modules), most, squeeze=False)
     for row, module in zip(panels, modules, strict=True):
         for head, axis in enumerate(row):
@@ -83,10 +84,14 @@ def plot_phoneme_overview(document: Document) -> "Figure":
             _separate(axis, groups, 0.3)
             axis.set_xticks([])
             axis.set_yticks([])
-            same = _times(module["same_phoneme_lift"][head], "")
-            axis.set_title(f"layer {module['layer']}, head {head}: {same.strip()}", fontsize=7.5)
+            same = _times(module["same_phoneme_lift"][head], "").strip()
+            axis.set_title(f"L{module['layer']} H{head}: {same}", fontsize=8)
     _lift_bar(figure, image, panels)
-    figure.supxlabel("above each: lift of equal phonemes, silence left out", fontsize=9)
+    explanation = (
+        "rows attend, columns are attended to; classes from labial to silence, framed by place of articulation\n"
+        "above each: layer, head, and lift of equal phonemes, silence left out"
+    )
+    figure.supxlabel(explanation, fontsize=9)
     return figure
 
 

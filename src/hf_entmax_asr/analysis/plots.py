@@ -1,27 +1,40 @@
 """Pictures of attention: maps, head boundaries over the spectrogram, α over training, distribution of the weights.
 
 Each function takes tensors, returns a matplotlib Figure and touches no global state of matplotlib; `save_png` writes
-it. The colours can be told apart by colour-blind readers (viridis; Okabe and Ito 2008). Needs the extra `plots`.
+it. Needs the extra `plots`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.drawing import (
+    BLUE,
+    GREY,
+    LINES,
+    SKY,
+    VERMILION,
+    draw_map,
+    finish_maps,
+    new_figure,
+    zeros_text,
+)
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram
 from hf_entmax_asr.analysis.word_ends import Head, position_seconds, token_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, SKY, GREY = "#0072B2", "#D55E00", "#56B4E9", "0.3"
-LINES = (BLUE, VERMILION, "#009E73", "#E69F00", "#CC79A7", SKY, "#000000")
-SMALLEST_SHADE = 1e-3  # weights above 0 and below it are drawn as this one
-TALLEST_STACK = 8  # tokens written above one position
+TALLEST_STACK = 8  # characters written above one position, if each token is one
+WIDEST_INCHES = 44.0  # 2.6 a second, less for recordings longer than 17 s
+LONGEST_PIECES = 24  # characters of the tokens written above one position, if they are longer
+TOKEN_WIDTH = 0.09  # inches; boundaries nearer than this share a stack
 SYMBOLS = {"▁": "␣", "</s>": "∎", "<unk>": "?"}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
 MODULE = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
@@ -62,7 +75,7 @@ def plot_attention_maps(
     Args:
         maps: one (H, T, T) tensor per layer, without padding.
         alphas: one (H,) tensor per layer, written above the panels.
-        layers, heads: which ones to draw; all by default.
+        layers, heads: which ones to draw; all by default. Where a layer has no such head, its place stays empty.
 
     Raises:
         ValueError: a map that is no (H, T, S) tensor, or layers or heads that do not exist.
@@ -71,17 +84,20 @@ def plot_attention_maps(
         if weights.dim() != 3:
             raise ValueError(f"the map of layer {layer} has shape {tuple(weights.shape)}; (heads, T, S) is needed.")
     layers = _chosen(layers, len(maps), "layer")
-    heads = _chosen(heads, min(len(maps[layer]) for layer in layers), "head")
-    figure = _figure(title, 1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
+    heads = _chosen(heads, max(len(maps[layer]) for layer in layers), "head")
+    figure = new_figure(title, 1.9 * len(heads) + 1.6, 2.05 * len(layers) + 1.0)
     panels = figure.subplots(len(layers), len(heads), sharex=True, sharey=True, squeeze=False)
     for row, layer in zip(panels, layers, strict=True):
         for panel, head in zip(row, heads, strict=True):
+            if head >= len(maps[layer]):
+                panel.set_axis_off()
+                continue
             weights = maps[layer][head]
-            image = _draw_map(panel, weights, seconds_per_position)
+            image = draw_map(panel, weights, seconds_per_position)
             alpha = "" if alphas is None else f"α {float(alphas[layer][head]):.2f}, "
-            label = f"layer {layer}, head {head}\n{alpha}{_zeros(float(weights.eq(0).double().mean()))}"
+            label = f"layer {layer}, head {head}\n{alpha}{zeros_text(float(weights.eq(0).double().mean()))}"
             panel.set_title(label, fontsize=8)
-    _finish_maps(figure, panels, image)
+    finish_maps(figure, panels, image)
     return figure
 
 
@@ -94,14 +110,14 @@ def plot_transforms(
     """One row of maps (T, S) under their names, such as "softmax" (paper, Figure 3). Exact zeros are white."""
     if not maps:
         raise ValueError("maps is empty; there is nothing to draw.")
-    figure = _figure(title, 2.7 * len(maps) + 1.4, 3.6)
+    figure = new_figure(title, 2.7 * len(maps) + 1.4, 3.6)
     panels = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)
     for panel, (name, weights) in zip(panels[0], maps.items(), strict=True):
         if weights.dim() != 2:
             raise ValueError(f"the map {name!r} has shape {tuple(weights.shape)}; one head's (T, S) is needed.")
-        image = _draw_map(panel, weights, seconds_per_position)
-        panel.set_title(f"{name}\n{_zeros(float(weights.eq(0).double().mean()))}", fontsize=10)
-    _finish_maps(figure, panels, image)
+        image = draw_map(panel, weights, seconds_per_position)
+        panel.set_title(f"{name}\n{zeros_text(float(weights.eq(0).double().mean()))}", fontsize=10)
+    finish_maps(figure, panels, image)
     return figure
 
 
@@ -143,10 +159,11 @@ def plot_boundaries(
     if words is not None and (word_ends is None or len(words) != len(word_ends)):
         raise ValueError(f"{len(words)} words need as many word_ends; got {0 if not word_ends else len(word_ends)}.")
     duration = len(features) * seconds_per_frame
-    figure = _figure(title, min(22.0, max(9.0, 2.6 * duration)), 4.6 + 0.17 * len(times))
+    width = min(WIDEST_INCHES, max(9.0, 2.6 * duration))
+    figure = new_figure(title, width, 4.6 + 0.17 * len(times))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.6 + 0.17 * len(times)])
     _draw_spectrogram(upper, features, duration)
-    _write_tokens(upper, times[head], tokens)
+    _write_tokens(upper, times[head], tokens, width / duration)
     after = [word.after for word in token_words(tokens, word_boundary) if word.after is not None]
     _draw_head_rows(lower, times, head, after)
     _draw_word_ends(upper, lower, word_ends or (), words)
@@ -175,7 +192,7 @@ def plot_alphas(
         ValueError: no row holds α, a module name not of the form encoder.layers.0.self_attn, or changing head counts.
     """
     series = _alpha_series(history, key)
-    figure = _figure(title, 4.2 * len(series) + 2.2, 4.2)
+    figure = new_figure(title, 4.2 * len(series) + 2.2, 4.2)
     from matplotlib import colormaps
 
     panels = figure.subplots(1, len(series), sharex=True, sharey=True, squeeze=False)[0]
@@ -220,7 +237,7 @@ def plot_scores(
             raise ValueError(f"the histogram {name!r} holds no weights yet.")
         if not torch.equal(histogram.edges, edges):
             raise ValueError(f"the histogram {name!r} has other bins than the first one.")
-    figure = _figure(title, 10.5, max(3.6, 2.6 + 0.3 * len(histograms)))
+    figure = new_figure(title, 10.5, max(3.6, 2.6 + 0.3 * len(histograms)))
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.8])
     for index, (name, histogram) in enumerate(histograms.items()):
         colour = LINES[index % len(LINES)]
@@ -229,7 +246,7 @@ def plot_scores(
         left.barh(index, below, left=zero, color="white", edgecolor=colour, hatch="///")
         shares = 100 * histogram.counts.double() / histogram.total
         right.stairs(shares.numpy(), edges.numpy(), color=colour, linewidth=1.8, label=name)
-    labels = [f"{name}\n{_zeros(histogram.zero_share)}" for name, histogram in histograms.items()]
+    labels = [f"{name}\n{zeros_text(histogram.zero_share)}" for name, histogram in histograms.items()]
     left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
     left.set_xlim(0, 100)
@@ -238,52 +255,12 @@ def plot_scores(
     right.set_xlim(float(edges[0]), 1)
     right.set_ylim(bottom=0)
     right.set_xlabel("attention weight (logarithmic)")
-    right.set_ylabel("share of all weights (%)")
+    per_decade = round(1 / math.log10(float(edges[1] / edges[0])))
+    right.set_ylabel(f"share of all weights (%)\nin each step of 1/{per_decade} decade")
     right.legend(fontsize=9)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _figure(title: str, width: float, height: float) -> "Figure":
-    """A figure with a title and nothing else, sizes in inches, on matplotlib's Agg canvas."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install hf_entmax_asr[plots]") from error
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def _draw_map(axes: Any, weights: Tensor, seconds_per_position: float) -> Any:
-    """One map (T, S): dark where the weight is large, white where it is exactly 0."""
-    values = weights.detach().float().cpu()
-    queries, keys = values.shape
-    axes.set_facecolor("white")
-    return axes.imshow(
-        values.masked_fill(values == 0, torch.nan).numpy(),
-        cmap="viridis_r",
-        norm="log",
-        vmin=SMALLEST_SHADE,
-        vmax=1.0,
-        extent=(0, keys * seconds_per_position, queries * seconds_per_position, 0),
-        interpolation="nearest",
-        aspect="auto",
-    )
-
-
-def _finish_maps(figure: "Figure", panels: Any, image: Any) -> None:
-    for panel in panels.flat:
-        panel.label_outer()
-        panel.tick_params(labelsize=8)
-    figure.supxlabel("attended to: time in the recording (s)", fontsize=10)
-    figure.supylabel("attending: time in the recording (s)", fontsize=10)
-    bar = figure.colorbar(image, ax=panels, extend="min", fraction=0.03, pad=0.01, aspect=30)
-    bar.set_ticks([SMALLEST_SHADE, 0.01, 0.1, 1.0], labels=[f"{SMALLEST_SHADE:g}", "0.01", "0.1", "1"], fontsize=8)
-    bar.set_label("attention weight (white: exactly 0)", fontsize=10)
 
 
 def _draw_spectrogram(axes: Any, features: Tensor, duration: float) -> None:
@@ -301,20 +278,31 @@ def _draw_spectrogram(axes: Any, features: Tensor, duration: float) -> None:
     axes.set_ylabel("mel channel")
 
 
-def _write_tokens(axes: Any, times: list[float], tokens: Sequence[str]) -> None:
-    """Blue lines at the boundaries, with the tokens written there stacked above the picture, the first on top."""
+def _write_tokens(axes: Any, times: list[float], tokens: Sequence[str], inches_per_second: float) -> None:
+    """Blue lines at the boundaries, with the tokens written there above the picture: single characters in a stack, the
+    first on top; longer pieces from bottom to top, so that neighbours do not run into each other."""
     stacks: dict[float, list[str]] = {}
+    written = -math.inf  # where the last stack stands
     for time, token in zip(times, tokens, strict=True):
-        stacks.setdefault(time, []).append(SYMBOLS.get(token, token.replace("▁", "␣")))
-    style = {"color": BLUE, "fontsize": 9, "fontfamily": _fonts(), "ha": "center", "va": "bottom", "linespacing": 0.95}
-    for time, stack in stacks.items():
         axes.axvline(time, color=BLUE, linewidth=0.9, alpha=0.8)
-        shown = (
-            stack
-            if len(stack) <= TALLEST_STACK
-            else [*stack[: TALLEST_STACK - 1], f"+{len(stack) - TALLEST_STACK + 1}"]
-        )
-        axes.text(time, 1.01, "\n".join(shown), transform=axes.get_xaxis_transform(), **style)
+        if (time - written) * inches_per_second > TOKEN_WIDTH:
+            written = time
+        stacks.setdefault(written, []).append(SYMBOLS.get(token, token.replace("▁", "␣")))
+    style = {"color": BLUE, "fontsize": 9, "fontfamily": _fonts(), "ha": "center", "va": "bottom", "linespacing": 0.95}
+    pieces = any(len(token) > 1 for stack in stacks.values() for token in stack)
+    for time, stack in stacks.items():
+        text = " ".join(_shortened(stack, 1)) if pieces else "\n".join(_shortened(stack, 0))
+        axes.text(time, 1.01, text, rotation=90 if pieces else 0, transform=axes.get_xaxis_transform(), **style)
+
+
+def _shortened(stack: list[str], gap: int) -> list[str]:
+    """As many tokens as fit into LONGEST_PIECES characters, or TALLEST_STACK without gaps; then how many are left."""
+    room = LONGEST_PIECES if gap else TALLEST_STACK
+    ends = list(accumulate(len(token) + gap for token in stack))
+    if ends[-1] - gap <= room:
+        return stack
+    shown = max(1, sum(end <= room - 1 for end in ends))
+    return [*stack[:shown], f"+{len(stack) - shown}"] if shown < len(stack) else stack
 
 
 def _draw_word_ends(upper: Any, lower: Any, word_ends: Sequence[float], words: Sequence[str] | None) -> None:
@@ -390,10 +378,3 @@ def _chosen(chosen: Sequence[int] | None, count: int, what: str) -> list[int]:
     if wrong or not numbers:
         raise ValueError(f"{what}s {wrong or numbers} cannot be drawn; choose from 0 to {count - 1}.")
     return numbers
-
-
-def _zeros(share: float) -> str:
-    """ "71 % zeros", where 0 and 100 stand for these very values only."""
-    if 0 < share < 0.005:
-        return "< 0.5 % zeros"
-    return "> 99.5 % zeros" if 0.995 <= share < 1 else f"{100 * share:.0f} % zeros"

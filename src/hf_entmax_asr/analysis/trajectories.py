@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_entmax_asr.analysis.drawing import GREY, new_figure
 from hf_entmax_asr.analysis.pictures import Document, modules_of, tensor_of
-from hf_entmax_asr.analysis.plots import GREY, _figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def plot_over_training(points: Sequence[TrajectoryPoint]) -> "Figure":
     counts = {len(point.layers["cad"]) for point in points}
     if len(counts) != 1:
         raise ValueError(f"the points are of {sorted(counts) or 'no'} layers; points of one model are needed.")
-    figure = _figure("Encoder self-attention over training, mean over the heads of a layer", 13.2, 4.2)
+    figure = new_figure("Encoder self-attention over training, mean over the heads of a layer", 13.2, 4.2)
     from matplotlib import colormaps
 
     steps = [point.step for point in points]
