@@ -36,7 +36,7 @@ def _roles(encoder: list[Mapping[str, Any]], rule: Mapping[str, float]) -> str:
     if phonetic and linguistic and _average(phonetic) < _average(linguistic):
         verdict = "The expected pattern, phonetic below and linguistic above, is there"
     elif not linguistic:
-        best = max(value for module in encoder for value in module["relative_cad"] if value is not None)
+        best = max((v for module in encoder for v in module["relative_cad"] if v is not None), default=float("nan"))
         verdict = (
             f"The expected pattern, phonetic below and linguistic above, is not there: no head is diagonal (highest "
             f"relative CAD {best:.2f}, the rule asks for {rule['diagonal_from']:g})"
@@ -54,9 +54,10 @@ def _roles(encoder: list[Mapping[str, Any]], rule: Mapping[str, float]) -> str:
 def _sparsity(encoder: list[Mapping[str, Any]]) -> str:
     zeros = _ranked(encoder, "zero_share")
     (most, where), (least, elsewhere) = zeros[-1], zeros[0]
-    text = (
-        f"Zeros: between {least:.0%} ({elsewhere}) and {most:.0%} ({where}) of an encoder head's weights are exactly 0"
-    )
+    text = "Zeros: no weight of an encoder head is exactly 0"
+    if most > 0:
+        share = f"between {least:.0%} ({elsewhere}) and {most:.0%} ({where})"
+        text = f"Zeros: {share} of an encoder head's weights are exactly 0"
     if all("alpha" in module for module in encoder):
         alphas = _ranked(encoder, "alpha")
         text += f"; α runs from {alphas[0][0]:.2f} ({alphas[0][1]}) to {alphas[-1][0]:.2f} ({alphas[-1][1]})"

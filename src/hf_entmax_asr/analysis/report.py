@@ -4,9 +4,7 @@
 """
 
 import base64
-import html
 import io
-import struct
 import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from hf_entmax_asr.analysis.comparison import Comparison, comparison_rows, evenly_spread, plot_maps_by_checkpoint
-from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.head_agreement import plot_agreement
+from hf_entmax_asr.analysis.page import Picture, Table, page, stage
 from hf_entmax_asr.analysis.phoneme_pictures import plot_phoneme_attention, plot_phoneme_overview
 from hf_entmax_asr.analysis.pictures import (
     Document,
-    modules_of,
     plot_decoder_heads,
     plot_diagonality_curves,
     plot_encoder_heads,
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAPS_SHOWN = 6  # layers and heads of an example's maps
-SMALLEST_SCALE = 0.8  # at which pictures are shown; wider ones scroll
 
 
 @dataclass(frozen=True)
@@ -70,20 +66,6 @@ class Example:
     first_layer: int = 0
 
 
-@dataclass(frozen=True)
-class _Picture:
-    file: Path
-    caption: str
-    player: str = ""
-
-
-@dataclass(frozen=True)
-class _Table:
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str
-
-
 def write_report(
     document: Document,
     folder: str | Path,
@@ -103,7 +85,7 @@ def write_report(
         comparison: this checkpoint, first, and others on the same data, to be shown side by side.
     """
     folder = Path(folder)
-    sections: list[tuple[str, Sequence[_Picture | _Table]]] = [("Heads of the encoder", _encoder(document, folder))]
+    sections: list[tuple[str, Sequence[Picture | Table]]] = [("Heads of the encoder", _encoder(document, folder))]
     if document["phonemes"] is not None:
         sections.append(("Phonemes", _phonemes(document, folder)))
     sections.append(("Decoder", _decoder(document, folder)))
@@ -117,16 +99,16 @@ def write_report(
         sections.append(("Examples", shown))
     target = folder / "index.html"
     partial = folder / ".index.html.partial"
-    partial.write_text(_page(document, sections), encoding="utf-8")
+    partial.write_text(page(document, sections), encoding="utf-8")
     partial.replace(target)
     return target
 
 
-def _draw(folder: Path, name: str, figure: "Figure", caption: str) -> _Picture:
-    return _Picture(save_png(figure, folder / f"{name}.png", 110), caption)
+def _draw(folder: Path, name: str, figure: "Figure", caption: str) -> Picture:
+    return Picture(save_png(figure, folder / f"{name}.png", 110), caption)
 
 
-def _encoder(document: Document, folder: Path) -> list[_Picture]:
+def _encoder(document: Document, folder: Path) -> list[Picture]:
     return [
         _draw(
             folder,
@@ -158,7 +140,7 @@ def _encoder(document: Document, folder: Path) -> list[_Picture]:
     ]
 
 
-def _phonemes(document: Document, folder: Path) -> list[_Picture]:
+def _phonemes(document: Document, folder: Path) -> list[Picture]:
     pictures = [
         _draw(
             folder,
@@ -179,7 +161,7 @@ def _phonemes(document: Document, folder: Path) -> list[_Picture]:
     return pictures
 
 
-def _decoder(document: Document, folder: Path) -> list[_Picture]:
+def _decoder(document: Document, folder: Path) -> list[Picture]:
     pictures = [
         _draw(
             folder, "decoder_heads", plot_decoder_heads(document), "The heads of the decoder, reading the references."
@@ -191,7 +173,7 @@ def _decoder(document: Document, folder: Path) -> list[_Picture]:
     return pictures
 
 
-def _beside(comparison: Comparison, folder: Path) -> list[_Picture | _Table]:
+def _beside(comparison: Comparison, folder: Path) -> list[Picture | Table]:
     header = (
         "checkpoint",
         "transform",
@@ -216,7 +198,7 @@ def _beside(comparison: Comparison, folder: Path) -> list[_Picture | _Table]:
         relative = _number(row["relative_cad"], "{:.2f}")
         fixed = (row["name"], row["encoder_transform"], alpha, f"{row['parameters']:,}", position)
         rows.append((*fixed, zeros, beside[0], relative, beside[1]))
-    table = _Table(header, rows, "Encoder self-attention: means over all heads and utterances of the same data.")
+    table = Table(header, rows, "Encoder self-attention: means over all heads and utterances of the same data.")
     caption = (
         "The same utterance, a row for each checkpoint. Of each layer, the head in the middle of its layer by entropy. "
         "Exact zeros are white; all panels have one scale."
@@ -231,7 +213,7 @@ def _number(value: float | None, form: str) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
-def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[_Picture]:
+def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[Picture]:
     pictures = []
     if any(row.get("alpha") for row in history):
         pictures.append(_draw(folder, "alphas", plot_alphas(history), "α of every head over the steps of training."))
@@ -240,7 +222,7 @@ def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[_Pictu
     return pictures
 
 
-def _trajectory(documents: Iterable[Document], folder: Path) -> list[_Picture]:
+def _trajectory(documents: Iterable[Document], folder: Path) -> list[Picture]:
     points = trajectory(documents)
     if len(points) < 2:
         return []
@@ -248,7 +230,7 @@ def _trajectory(documents: Iterable[Document], folder: Path) -> list[_Picture]:
     return [_draw(folder, "over_training", plot_over_training(points), caption)]
 
 
-def _example(document: Document, example: Example, folder: Path, seconds_per_frame: float) -> list[_Picture]:
+def _example(document: Document, example: Example, folder: Path, seconds_per_frame: float) -> list[Picture]:
     seconds = document["seconds_per_position"]
     text = f"“{example.reference}”, recognised as “{example.hypothesis}”" if example.hypothesis else example.reference
     stem = "".join(c if c.isalnum() else "_" for c in example.name)
@@ -269,7 +251,7 @@ def _example(document: Document, example: Example, folder: Path, seconds_per_fra
         box, limits = axes.get_position(), axes.get_xlim()  # as drawn; the cursor needs them
         player = _player(example, box.x0, box.x1, limits[0], limits[1], file)
         caption = f"{text}. Above the spectrogram the tokens, where head {example.head[1]} of layer {example.head[0]} "
-        pictures.append(_Picture(file, caption + "stopped for them; below, the stops of every head.", player))
+        pictures.append(Picture(file, caption + "stopped for them; below, the stops of every head.", player))
     layers = evenly_spread(len(example.maps), MAPS_SHOWN)
     heads = evenly_spread(max(len(example.maps[layer]) for layer in layers), MAPS_SHOWN)
     maps = plot_attention_maps(
@@ -288,10 +270,10 @@ def _player(example: Example, left: float, right: float, start: float, end: floa
     """An audio element and the picture with a cursor; left and right are the axes' edges as shares of the picture."""
     audio = base64.b64encode(_wav(example.waveform, example.sampling_rate)).decode()
     picture = f"Spectrogram and head boundaries of {example.name}"
-    stage = _stage(file, picture, '<div class="cursor"></div>')
+    shown = stage(file, picture, '<div class="cursor"></div>')
     return (
         f'<div class="player" data-left="{left:.6f}" data-right="{right:.6f}" data-start="{start:.6f}" '
-        f'data-end="{end:.6f}">{stage}'
+        f'data-end="{end:.6f}">{shown}'
         f'<audio controls preload="auto" src="data:audio/wav;base64,{audio}"></audio></div>'
     )
 
@@ -305,103 +287,3 @@ def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
         file.setframerate(sampling_rate)
         file.writeframes((np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes())
     return buffer.getvalue()
-
-
-def _page(document: Document, sections: Sequence[tuple[str, Sequence[_Picture | _Table]]]) -> str:
-    title = f"Attention of {document['checkpoint'] or 'a model'}"
-    facts = [
-        ("data", document["data"] or "not named"),
-        ("audio", f"{document['utterances']:,} utterances, {document['audio_seconds'] / 60:.1f} minutes"),
-        ("encoder", _side(document, "encoder")),
-        ("decoder", f"{_side(document, 'decoder')}, {document['model']['cross_attention']} cross-attention"),
-        ("encoder positions", f"one every {1000 * document['seconds_per_position']:.0f} ms"),
-    ]
-    if document["phonemes"] is not None:
-        facts.append(("phoneme labels", document["phonemes"]["source"]))
-    facts += [("left out", f"{len(ids)}: {reason}") for reason, ids in document["skipped"].items()]
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
-    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(document))
-    body = "".join(
-        f"<section><h2>{html.escape(name)}</h2>{''.join(map(_html, shown))}</section>" for name, shown in sections
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><main><h1>{html.escape(title)}</h1><table>{rows}</table><h2>What it shows</h2><ul>{said}</ul>\n{body}"
-        f"<footer>Numbers: analysis.json, version {document['version']}.</footer></main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
-    )
-
-
-def _side(document: Document, side: str) -> str:
-    """ "4 layers of 4 heads, entmax"; heads and shared maps layer by layer where they differ."""
-    model, modules = document["model"], modules_of(document, side)
-    heads, groups = [module["heads"] for module in modules], model.get(f"{side}_map_groups")
-    counts = f"{heads[0]}" if len(set(heads)) == 1 else f"{', '.join(map(str, heads[:-1]))} and {heads[-1]}"
-    shared = f"; layers that share a map: {groups}" if groups else ""
-    return f"{len(modules)} layers of {counts} heads, {model[f'{side}_transform']}{shared}"
-
-
-def _html(shown: _Picture | _Table) -> str:
-    caption = html.escape(shown.caption)
-    if isinstance(shown, _Picture):
-        inner = shown.player or _stage(shown.file, shown.caption)
-    else:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in shown.header)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows
-        )
-        inner = f'<div class="scroll"><table class="numbers"><tr>{head}</tr>{rows}</table></div>'
-    return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
-
-
-def _stage(file: Path, alt: str, over: str = "") -> str:
-    """A picture that fits the page, but is never shrunk so far that its text cannot be read: then it scrolls.
-
-    `over` lies above it, placed by shares of its width.
-    """
-    content = file.read_bytes()
-    width, height = struct.unpack(">II", content[16:24])  # in the header of a PNG
-    source = "data:image/png;base64," + base64.b64encode(content).decode()
-    sizes = f"min-width:{round(SMALLEST_SCALE * width)}px;max-width:{width}px"
-    image = f'<img src="{source}" width="{width}" height="{height}" alt="{html.escape(alt)}">'
-    return f'<div class="scroll"><div class="stage" style="{sizes}">{image}{over}</div></div>'
-
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1b1b1f; --soft: #5a5a66; --page: #ffffff; --line: #dddde3; }
-@media (prefers-color-scheme: dark) { :root { --text: #e8e8ee; --soft: #a7a7b3; --page: #16161a; --line: #3a3a44; } }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1280px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top; padding: .2rem 1.2rem .2rem 0; }
-th { font-weight: 600; color: var(--soft); white-space: nowrap; } td { overflow-wrap: anywhere; }
-figure { margin: 1.2rem 0 2rem; } figcaption, footer { color: var(--soft); font-size: .92rem; }
-img { width: 100%; height: auto; box-sizing: border-box; display: block; background: #fff;
-  border: 1px solid var(--line); border-radius: 6px; }
-.scroll { overflow-x: auto; } .numbers td, .numbers th { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.player audio { width: 100%; margin-top: .4rem; } .stage { position: relative; } .player .stage { cursor: pointer; }
-.cursor { position: absolute; top: 0; bottom: 0; width: 2px; background: #d55e00; left: 0; display: none; }
-"""
-SCRIPT = """
-for (const player of document.querySelectorAll('.player')) {
-  const audio = player.querySelector('audio'), cursor = player.querySelector('.cursor');
-  const scroll = player.querySelector('.scroll'), stage = player.querySelector('.stage'), at = Object.fromEntries(
-    Object.entries(player.dataset).map(([name, value]) => [name, Number(value)]));
-  const move = () => {
-    const share = (audio.currentTime - at.start) / (at.end - at.start);
-    cursor.style.left = 100 * (at.left + share * (at.right - at.left)) + '%';
-    cursor.style.display = 'block';
-    const seen = scroll.scrollLeft, place = cursor.offsetLeft;
-    if (!audio.paused && (place < seen || place > seen + 0.9 * scroll.clientWidth))
-      scroll.scrollLeft = place - 0.1 * scroll.clientWidth;
-    if (!audio.paused) requestAnimationFrame(move);
-  };
-  for (const event of ['play', 'seeked', 'pause']) audio.addEventListener(event, move);
-  stage.addEventListener('click', (event) => {
-    const box = stage.getBoundingClientRect(), x = (event.clientX - box.left) / box.width;
-    const time = at.start + (x - at.left) / (at.right - at.left) * (at.end - at.start);
-    audio.currentTime = Math.max(0, Math.min(audio.duration || 0, time));
-  });
-}
-"""
