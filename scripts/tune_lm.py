@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
     parser.add_argument("--lm", type=Path, required=True, help="n-gram language model, an ARPA file")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.45, 0.6], metavar="WEIGHT")
-    parser.add_argument("--bonuses", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0], metavar="BONUS")
+    parser.add_argument("--bonuses", type=float, nargs="+", default=[-0.5, 0.0, 0.5, 1.0], metavar="BONUS")
     add_reading_options(parser)
     parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
     parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
