@@ -1,6 +1,9 @@
 """Set-up shared by all tests."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ if not torch.cuda.is_available():  # Triton kernels are then tested in its inter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from hf_entmax_asr.kernels import backend  # imports triton, by way of transformers
+
+ANALYZE = Path(__file__).parent.parent / "scripts" / "analyze.py"
 
 # Marks that transformers' own common tests carry (test_common_transformers.py).
 THEIR_MARKS = (
@@ -34,3 +39,20 @@ def pytest_configure(config):
         problem = backend.triton_problem() or (None if backend.cpu_available() else backend.status())
         if problem:
             raise pytest.UsageError(f"CI skips no test of the kernels, and here {problem}")
+
+
+@pytest.fixture
+def analyze_program(monkeypatch, capsys):
+    """Call scripts/analyze.py with arguments: (exit status, what it printed, what it said on the error stream)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
+        specification = importlib.util.spec_from_file_location("script_analyze", ANALYZE)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        capsys.readouterr()
+        status = module.main()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run

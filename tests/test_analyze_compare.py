@@ -1,9 +1,7 @@
 """scripts/analyze.py --compare, with checkpoints that differ in all that may differ."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.inspection import analyze
 from tones import tiny_recipe, write_splits
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "analyze.py"
 SCHEDULE = {"max_steps": 2, "warmup_steps": 1}
 
 
@@ -45,25 +42,8 @@ def checkpoints(tones, tmp_path_factory) -> dict[str, Path]:
     return {name: train(recipe, root / name).last for name, recipe in recipes.items()}
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the program with arguments: (exit status, what it printed, what it said on the error stream)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
-        specification = importlib.util.spec_from_file_location("script_analyze", SCRIPT)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        capsys.readouterr()
-        status = module.main()
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
-def test_checkpoints_with_other_front_ends_stand_side_by_side(call, checkpoints, tones, tmp_path):
-    status, out, err = call(
+def test_checkpoints_with_other_front_ends_stand_side_by_side(analyze_program, checkpoints, tones, tmp_path):
+    status, out, err = analyze_program(
         checkpoints["sparse"], tones, "--out", tmp_path / "report", "--compare", checkpoints["dense"], "--device", "cpu"
     )
     assert status == 0, err
@@ -90,14 +70,14 @@ def test_checkpoints_with_other_front_ends_stand_side_by_side(call, checkpoints,
     assert page.count("<audio") == 2  # of the first alone
 
 
-def test_numbers_alone(call, checkpoints, tones, tmp_path):
+def test_numbers_alone(analyze_program, checkpoints, tones, tmp_path):
     arguments = ["--compare", checkpoints["dense"], "--json-only", "--max-utterances", 2]
-    status, _, err = call(checkpoints["sparse"], tones, "--out", tmp_path, *arguments)
+    status, _, err = analyze_program(checkpoints["sparse"], tones, "--out", tmp_path, *arguments)
     assert status == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.json", "comparison.json"]
 
 
-def test_what_cannot_be_compared_is_named_before_any_work(call, checkpoints, tones, tmp_path, monkeypatch):
+def test_what_cannot_be_compared_is_named_before_any_work(analyze_program, checkpoints, tones, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_entmax_asr.training.inspection.analyze", lambda *_, **__: pytest.fail("work was done"))
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -108,7 +88,7 @@ def test_what_cannot_be_compared_is_named_before_any_work(call, checkpoints, ton
         (tmp_path / "nowhere", f"there is no folder {tmp_path / 'nowhere'}"),
         (checkpoints["sparse"].resolve(), "is the same checkpoint as"),
     ):
-        status, _, err = call(*start, other)
+        status, _, err = analyze_program(*start, other)
         assert status == 1
         assert message in err
     assert not (tmp_path / "report").exists()

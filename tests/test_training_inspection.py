@@ -1,6 +1,5 @@
 """The whole analysis of a model over a data set, and scripts/analyze.py."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -20,8 +19,6 @@ from hf_entmax_asr.training.examples import example_of
 from hf_entmax_asr.training.inspection import VERSION, _Inspection, analyze, plain
 from hf_entmax_asr.training.utterances import prepare_split
 from tones import tiny_recipe, write_splits
-
-SCRIPT = Path(__file__).parent.parent / "scripts" / "analyze.py"
 
 
 @pytest.fixture(scope="module")
@@ -314,26 +311,9 @@ def test_callback_refuses_what_would_never_write(recogniser, rows):
 # scripts/analyze.py
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the program with arguments: (exit status, what it printed, what it said on the error stream)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
-        specification = importlib.util.spec_from_file_location("script_analyze", SCRIPT)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        capsys.readouterr()
-        status = module.main()
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
-def test_script(call, checkpoint, tones, rows, tmp_path):
+def test_script(analyze_program, checkpoint, tones, rows, tmp_path):
     write_ctm(rows, tmp_path / "labels" / "tones.ctm")
-    status, out, err = call(
+    status, out, err = analyze_program(
         checkpoint, tones, "--out", tmp_path / "report", "--labels", tmp_path / "labels", "--max-utterances", 8
     )
     assert status == 0, err
@@ -353,17 +333,17 @@ def test_script(call, checkpoint, tones, rows, tmp_path):
         assert float(row.split()[1]) == pytest.approx(sum(cad) / len(cad), abs=6e-4)
 
 
-def test_script_tells_it_in_the_card(call, checkpoint, tones, tmp_path):
+def test_script_tells_it_in_the_card(analyze_program, checkpoint, tones, tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
     arguments = (folder, tones, "--out", tmp_path / "report", "--json-only", "--card")
-    status, _, err = call(*arguments)
+    status, _, err = analyze_program(*arguments)
     assert status == 1  # before anything is read
     assert f"{folder} is no local folder with a README.md" in err
     assert not (tmp_path / "report").exists()
     card = folder / "README.md"
     card.write_text("# Name\n\n## What the attention does\n\nNot measured.\n\n## Training\n", encoding="utf-8")
-    status, out, err = call(*arguments)
+    status, out, err = analyze_program(*arguments)
     assert status == 0, err
     assert f"written: {card}" in out
     found = findings(json.loads((tmp_path / "report" / "analysis.json").read_text(encoding="utf-8")))
@@ -372,17 +352,17 @@ def test_script_tells_it_in_the_card(call, checkpoint, tones, tmp_path):
     assert "Not measured" not in card.read_text(encoding="utf-8")
 
 
-def test_script_refuses_words_for_phonemes(call, checkpoint, tones, rows, tmp_path):
+def test_script_refuses_words_for_phonemes(analyze_program, checkpoint, tones, rows, tmp_path):
     lines = [f"{rows['id'][0]} 1 {i / 100:.2f} 0.01 word{i}\n" for i in range(201)]
     (tmp_path / "words.ctm").write_text("".join(lines))
-    status, _, err = call(checkpoint, tones, "--out", tmp_path / "report", "--labels", tmp_path)
+    status, _, err = analyze_program(checkpoint, tones, "--out", tmp_path / "report", "--labels", tmp_path)
     assert status == 1
     assert "the labels have 201 classes" in err
 
 
-def test_script_names_what_is_wrong_with_the_corpus(call, checkpoint, tmp_path):
+def test_script_names_what_is_wrong_with_the_corpus(analyze_program, checkpoint, tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\nnone.wav,a\n")
-    status, _, err = call(checkpoint, tmp_path, "--out", tmp_path / "report", "--split", "train")
+    status, _, err = analyze_program(checkpoint, tmp_path, "--out", tmp_path / "report", "--split", "train")
     assert status == 1
     assert "listed but missing" in err
 
@@ -396,9 +376,9 @@ def test_script_names_what_is_wrong_with_the_corpus(call, checkpoint, tmp_path):
         (["--labels", "pocketsphinx", "--json-only"], "hf_entmax_asr[phonemes]"),
     ],
 )
-def test_script_refuses(call, checkpoint, tones, tmp_path, monkeypatch, arguments, message):
+def test_script_refuses(analyze_program, checkpoint, tones, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
-    status, _, err = call(checkpoint, tones, "--out", tmp_path / "report", *arguments)
+    status, _, err = analyze_program(checkpoint, tones, "--out", tmp_path / "report", *arguments)
     assert status == 1
     assert message in err
     assert not (tmp_path / "report").exists()
