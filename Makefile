@@ -16,7 +16,7 @@ demo: $(STAMP)  ## train a small recogniser on real speech (about 5 minutes on 2
 
 .PHONY: table
 table: $(STAMP)  ## the demo's model with softmax, sparsemax, entmax15 and entmax, same budget (about 40 minutes)
-	$(RUN) benchmarks/transforms_on_prompts.py
+	$(RUN) -m experiments.transforms_on_prompts
 
 # Real maps come from the demo's model, if make demo has made it.
 TRAINED = $(if $(wildcard demo_output/run/best),--checkpoint demo_output/run/best)
@@ -31,7 +31,7 @@ bench: $(STAMP)  ## speed of attention, alignment, training step and decoding ag
 
 .PHONY: test
 test: $(STAMP)  ## run every test
-	$(RUN) tests/fetch_transformers_tests.py
+	$(RUN) tests/support/fetch_transformers_tests.py
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 .PHONY: check

@@ -94,7 +94,7 @@ def per_step(rounds: int) -> list[list[object]]:
 
 def share_of_generate(checkpoint: str) -> str:
     """Seconds within the fusion over seconds of `generate`, for 8 recordings' worth of noise and 5 beams."""
-    from hf_entmax_asr.training.evaluation import load_recogniser
+    from hf_entmax_asr.recognition.checkpoint import load_recogniser
 
     model, processor = load_recogniser(checkpoint, "cpu")
     demo = draw_splits(0, {"train": SENTENCES})["train"]

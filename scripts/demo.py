@@ -25,12 +25,13 @@ from transformers.utils.logging import disable_progress_bar
 from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, plot_scores, save_png
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.analysis.word_ends import WordEndErrors, best_heads, word_end_errors
+from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
-from hf_entmax_asr.training import Scores, SpeechSeq2SeqCollator, decoding_as, read_history, recognise
-from hf_entmax_asr.training.checkpointing import write_text_atomically
-from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.utterances import Utterances, prepare_split
+from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
+from hf_entmax_asr.recognition.utterances import Utterances, prepare_split
+from hf_entmax_asr.training import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "prompts_demo.yaml"

@@ -25,7 +25,8 @@ from typing import Any
 from datasets import concatenate_datasets
 from tqdm import tqdm
 
-from hf_entmax_asr.corpora import CORPORA, read_audio, read_corpus
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.corpora import CORPORA, read_corpus
 from hf_entmax_asr.corpora.wsj import NOISE
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor

@@ -21,10 +21,9 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.training import CheckpointError
-from hf_entmax_asr.training.checkpointing import WEIGHTS, atomic_folder
-from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.surgery import (
+from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.surgery import (
     Removed,
     attention_modules,
     gated_off,
@@ -33,6 +32,7 @@ from hf_entmax_asr.training.surgery import (
     remove_heads,
     waited_for_of,
 )
+from hf_entmax_asr.training.checkpointing import WEIGHTS
 
 
 def parse() -> argparse.Namespace:

@@ -23,10 +23,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis import MapGroups, map_groups_of
-from hf_entmax_asr.training import CheckpointError
-from hf_entmax_asr.training.checkpointing import atomic_folder
-from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.surgery import read_analysis, share_maps
+from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.surgery import read_analysis, share_maps
 
 
 def parse() -> argparse.Namespace:

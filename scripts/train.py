@@ -22,7 +22,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.training import CheckpointError, DataError, RecipeError, TrainingDiverged, load_recipe, train
+from hf_entmax_asr.recognition import DataError
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.training import RecipeError, TrainingDiverged, load_recipe, train
 from hf_entmax_asr.training.hub import check_hub_access, push_checkpoint
 from hf_entmax_asr.training.memory import keep_freed_memory
 

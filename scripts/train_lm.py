@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
-from hf_entmax_asr.training.utterances import DataError, read_split
+from hf_entmax_asr.recognition.utterances import DataError, read_split
 
 
 def parse() -> argparse.Namespace:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
-from hf_entmax_asr.training import CheckpointError, decoding_as
-from hf_entmax_asr.training.checkpointing import write_text_atomically
-from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.transcription import Transcript, find_audio, transcribe_files
+from hf_entmax_asr.recognition import decoding_as
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.transcription import Transcript, find_audio, transcribe_files
 
 
 def parse() -> argparse.Namespace:

@@ -18,9 +18,9 @@ from transformers.utils.logging import disable_progress_bar
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.metrics import ErrorCounts, error_counts
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel, add_reading_options
-from hf_entmax_asr.training import CheckpointError, DataError, SpeechSeq2SeqCollator, decoding_as, recognise
-from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.utterances import cache_features, prepare_split, read_split
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.utterances import cache_features, prepare_split, read_split
 
 CACHE_MEGABYTES = 1024
 

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():  # Triton kernels are then tested in its inter
 
 from hf_entmax_asr.kernels import backend  # imports triton, by way of transformers
 
-ANALYZE = Path(__file__).parent.parent / "scripts" / "analyze.py"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 # Marks that transformers' own common tests carry (test_common_transformers.py).
 THEIR_MARKS = (
@@ -41,17 +41,22 @@ def pytest_configure(config):
             raise pytest.UsageError(f"CI skips no test of the kernels, and here {problem}")
 
 
-@pytest.fixture
-def analyze_program(monkeypatch, capsys):
-    """Call scripts/analyze.py with arguments: (exit status, what it printed, what it said on the error stream)."""
+def script(name: str):
+    """The program as a module, to call its main in this process."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
-        specification = importlib.util.spec_from_file_location("script_analyze", ANALYZE)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a program with arguments: (exit status, what it printed, what it said on the error stream)."""
+
+    def run(name: str, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
-        status = module.main()
+        status = script(name).main()
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 

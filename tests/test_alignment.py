@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hf_entmax_asr import expected_alignment, expected_soft_attention, hard_alignment
 from hf_entmax_asr.model.alignment import last_position, mask_energy, missing_mass, preserve_mass, soft_window
 from reference import expected_alignment_loop, expected_soft_attention_loop, hard_stop
+from support.hard_cases import energies
 
 CHUNKS = (1, 2, 4, 30, 50, None)
 
@@ -17,24 +18,6 @@ CHUNKS = (1, 2, 4, 30, 50, None)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def energies(targets: int, positions: int) -> dict[str, torch.Tensor]:
-    """Energies (1, 2, U, S) of the kinds that break other forms of the recurrence; float32, mass preserved."""
-    shape = (1, 2, targets, positions)
-    rare = torch.rand(shape) < 5 * targets / positions
-    kinds = {
-        "soft": torch.randn(shape) - 3,
-        "never quite": torch.full(shape, -7.0),  # 1 − σ is rounded the same way at every position
-        "hardly ever": torch.full(shape, -15.0),
-        "constant": torch.full(shape, -2.9),
-        "bimodal": torch.where(rare, 8.0, -8.0) + torch.randn(shape),
-        "very bimodal": torch.where(rare, 20.0, -20.0),
-        "saturated": torch.where(rare, 50.0, -50.0),
-        "infinite": torch.where(rare, torch.inf, -torch.inf),
-        "wide": torch.randn(shape) * 10,
-    }
-    return {name: preserve_mass(energy) for name, energy in kinds.items()}
 
 
 def relative_error(value, reference):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from analysis_document import document
 from hf_entmax_asr.analysis.comparison import (
     Compared,
     Comparison,
@@ -17,6 +16,7 @@ from hf_entmax_asr.analysis.comparison import (
     short_names,
 )
 from hf_entmax_asr.analysis.report import write_report
+from support.analysis_document import document
 
 
 def compared(name: str, transform: str, layers: int = 3, heads: int = 2, positions: int = 25, **fields) -> Compared:

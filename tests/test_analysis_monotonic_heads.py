@@ -5,7 +5,7 @@ import torch
 
 from hf_entmax_asr.analysis import MonotonicMeter
 from reference_analysis import monotonic_loop
-from small_models import features, small_model, targets
+from support.small_models import features, small_model, targets
 
 
 def example(batch: int = 5, layers: int = 2, heads: int = 3, tokens: int = 7):

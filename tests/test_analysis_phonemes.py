@@ -25,7 +25,7 @@ from hf_entmax_asr.analysis import (
     read_textgrid,
 )
 from hf_entmax_asr.analysis.phoneme_aligner import spoken_words
-from hf_entmax_asr.corpora.folder import read_audio
+from hf_entmax_asr.audio import read_audio
 
 LONG = """File type = "ooTextFile"
 Object class = "TextGrid"

@@ -13,7 +13,6 @@ import torch
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
-from analysis_document import CLASSES, document
 from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.head_agreement import average_linkage, leaf_order, plot_agreement
 from hf_entmax_asr.analysis.phoneme_pictures import plot_phoneme_attention, plot_phoneme_overview
@@ -27,6 +26,7 @@ from hf_entmax_asr.analysis.pictures import (
     plot_waiting,
 )
 from hf_entmax_asr.analysis.report import Example, write_report
+from support.analysis_document import CLASSES, document
 
 ALL = (
     plot_encoder_heads,

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from analysis_document import document
 from hf_entmax_asr.analysis import map_groups_of, propose_map_groups, waited_for_heads
+from support.analysis_document import document
 
 UNIFORM = 0.7
 

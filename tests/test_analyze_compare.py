@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
+from hf_entmax_asr.recognition.inspection import analyze
 from hf_entmax_asr.training import train
-from hf_entmax_asr.training.evaluation import load_recogniser
-from hf_entmax_asr.training.inspection import analyze
-from tones import tiny_recipe, write_splits
+from support.tones import tiny_recipe, write_splits
 
 SCHEDULE = {"max_steps": 2, "warmup_steps": 1}
 
@@ -42,9 +42,17 @@ def checkpoints(tones, tmp_path_factory) -> dict[str, Path]:
     return {name: train(recipe, root / name).last for name, recipe in recipes.items()}
 
 
-def test_checkpoints_with_other_front_ends_stand_side_by_side(analyze_program, checkpoints, tones, tmp_path):
-    status, out, err = analyze_program(
-        checkpoints["sparse"], tones, "--out", tmp_path / "report", "--compare", checkpoints["dense"], "--device", "cpu"
+def test_checkpoints_with_other_front_ends_stand_side_by_side(call, checkpoints, tones, tmp_path):
+    status, out, err = call(
+        "analyze",
+        checkpoints["sparse"],
+        tones,
+        "--out",
+        tmp_path / "report",
+        "--compare",
+        checkpoints["dense"],
+        "--device",
+        "cpu",
     )
     assert status == 0, err
     report = tmp_path / "report"
@@ -70,15 +78,15 @@ def test_checkpoints_with_other_front_ends_stand_side_by_side(analyze_program, c
     assert page.count("<audio") == 2  # of the first alone
 
 
-def test_numbers_alone(analyze_program, checkpoints, tones, tmp_path):
+def test_numbers_alone(call, checkpoints, tones, tmp_path):
     arguments = ["--compare", checkpoints["dense"], "--json-only", "--max-utterances", 2]
-    status, _, err = analyze_program(checkpoints["sparse"], tones, "--out", tmp_path, *arguments)
+    status, _, err = call("analyze", checkpoints["sparse"], tones, "--out", tmp_path, *arguments)
     assert status == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.json", "comparison.json"]
 
 
-def test_what_cannot_be_compared_is_named_before_any_work(analyze_program, checkpoints, tones, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_entmax_asr.training.inspection.analyze", lambda *_, **__: pytest.fail("work was done"))
+def test_what_cannot_be_compared_is_named_before_any_work(call, checkpoints, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_entmax_asr.recognition.inspection.analyze", lambda *_, **__: pytest.fail("work was done"))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
@@ -88,7 +96,7 @@ def test_what_cannot_be_compared_is_named_before_any_work(analyze_program, check
         (tmp_path / "nowhere", f"there is no folder {tmp_path / 'nowhere'}"),
         (checkpoints["sparse"].resolve(), "is the same checkpoint as"),
     ):
-        status, _, err = analyze_program(*start, other)
+        status, _, err = call("analyze", *start, other)
         assert status == 1
         assert message in err
     assert not (tmp_path / "report").exists()

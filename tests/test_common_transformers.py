@@ -1,7 +1,8 @@
 """transformers' own common tests (ModelTesterMixin, GenerationTesterMixin, ConfigTester), run against our models.
 
-`make test` fetches them (fetch_transformers_tests.py); nothing of theirs is kept here. Each override below carries its
-reason; the skips are theirs and name what this model has no part in (other modalities, fused kernels, accelerators).
+`make test` fetches them (support/fetch_transformers_tests.py); nothing of theirs is kept here. Each override below
+carries its reason; the skips are theirs and name what this model has no part in (other modalities, fused kernels,
+accelerators).
 """
 
 import importlib
@@ -16,7 +17,6 @@ import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from fetch_transformers_tests import GENERATION, folder_of_tests
 from hf_entmax_asr import (
     EntmaxAsrConfig,
     EntmaxAsrFeatureExtractor,
@@ -25,10 +25,11 @@ from hf_entmax_asr import (
     EntmaxAsrProcessor,
 )
 from hf_entmax_asr.tokenization import train_character_tokenizer
+from support.fetch_transformers_tests import GENERATION, folder_of_tests
 
 FOLDER = folder_of_tests()
 if not (FOLDER / "test_modeling_common.py").exists():
-    reason = f"transformers' own tests are not in {FOLDER}: run python tests/fetch_transformers_tests.py"
+    reason = f"transformers' own tests are not in {FOLDER}: run python tests/support/fetch_transformers_tests.py"
     if os.environ.get("CI") == "true":
         raise RuntimeError(reason)
     pytest.skip(reason, allow_module_level=True)

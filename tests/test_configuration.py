@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from hf_entmax_asr import EntmaxAsrConfig
-from small_models import small_config
+from support.small_models import small_config
 
 
 def test_defaults_are_the_papers_model():

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 from datasets import Audio, DatasetDict, IterableDatasetDict
 
-from corpus_trees import AISHELL_READ, as_lists, cut, held, write_aishell1
 from hf_entmax_asr.corpora import CorpusError, load_aishell1, load_librispeech, load_wsj, read_corpus
 from hf_entmax_asr.corpora.aishell1 import normalise_aishell1
-from tones import write_splits
+from support.corpus_trees import AISHELL_READ, as_lists, cut, held, write_aishell1
+from support.tones import write_splits
 
 WAV = "data_aishell/wav"
 TRANSCRIPT = "data_aishell/transcript/aishell_transcript_v0.8.txt"

@@ -12,7 +12,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_entmax_asr.corpora.folder import load_folder, read_audio, resample
+from hf_entmax_asr.audio import read_audio, resample
+from hf_entmax_asr.corpora.folder import load_folder
 
 
 def tone(seconds=0.2, rate=16_000, hertz=440.0):

@@ -11,9 +11,9 @@ import datasets
 import pytest
 import soundfile
 
-from corpus_trees import as_lists, cut, held, voice, write_librispeech
 from hf_entmax_asr.corpora import CorpusError, from_hub, load_librispeech, read_corpus
 from hf_entmax_asr.corpora.librispeech import EXPECTED
+from support.corpus_trees import as_lists, cut, held, voice, write_librispeech
 
 CHAPTER = "LibriSpeech/train-clean-5/103/1240"
 

@@ -11,8 +11,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import prompts, sentences
-from hf_entmax_asr.corpora.folder import load_folder, read_audio
+from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import (
     MARGIN_S,
     SAMPLING_RATE,

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_trees import WORDS, as_lists, cut, held, voice, write_wsj
-from hf_entmax_asr.corpora import CorpusError, load_wsj, read_audio, read_corpus
-from hf_entmax_asr.corpora.sphere import read_header
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.audio.sphere import read_header
+from hf_entmax_asr.corpora import CorpusError, load_wsj, read_corpus
 from hf_entmax_asr.corpora.wsj import EXPECTED, INDICES, normalise_wsj
-from shorten import sphere
+from support.corpus_trees import WORDS, as_lists, cut, held, voice, write_wsj
+from support.shorten import sphere
 
 SPLITS = ["train_si284", "train_si84", "test_dev93", "test_eval92", "test_eval93"]
 FIRST = "11-1.1/wsj0/si_tr_s/01i/01ic0201.wv1"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import hf_entmax_asr.model.entmax as entmax_module
 from hf_entmax_asr import entmax, entmax15, softmax, sparsemax, topk_softmax
 from reference import entmax_alpha_derivative, entmax_by_bisection, sparsemax_by_sorting
+from support.hard_cases import backward_terms, hard_rows
 
 ALPHAS = (1.0, 1 + 1e-7, 1 + 1e-5, 1 + 1e-4, 1.001, 1.01, 1.1, 1.3, 1.5, 1.7, 1.9, 1.99, 1.999, 2.0)
 DTYPES = (torch.float32, torch.float64)
@@ -19,24 +20,6 @@ DTYPES = (torch.float32, torch.float64)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def hard_rows(length: int, count: int = 8) -> torch.Tensor:
-    """Rows that break naive code: tiny and huge spreads, offsets, ties, equal entries, one peak, ramps, −∞, and crowds
-    on the border of the support."""
-    noise = torch.randn(count, length)
-    ramp = torch.linspace(0, 1, length)
-    rows = [noise * spread for spread in (1e-6, 1e-3, 1.0, 10.0, 1e4)]
-    rows += [noise + 1e4, torch.full((1, length), 3.0), torch.zeros(1, length)]
-    rows += [torch.randint(0, 3, (count, length)) * 0.1, torch.randint(0, 3, (count, length)).float()]
-    rows += [ramp * torch.logspace(-4, 4, count)[:, None], -(ramp ** torch.logspace(-1.5, 1, count)[:, None])]
-    rows += [-torch.log(torch.arange(1.0, length + 1))[None] / math.log(length + 1)]
-    crowd = torch.tensor([-1.0, -0.5, -2.0, -1.25])[:, None] + noise[:4] * torch.logspace(-5, -1, 4)[:, None]
-    rows += [crowd.index_fill(1, torch.tensor([0]), 0.0)]
-    peaks = torch.zeros(count, length)
-    peaks[:, 0] = torch.linspace(0.1, 2, count) * math.log(length + 1)
-    rows += [peaks, torch.where(torch.rand(count, length) < 0.5, -torch.inf, noise).index_fill(1, torch.tensor([0]), 1)]
-    return torch.cat(rows)
 
 
 @pytest.mark.parametrize("length", [1, 2, 33, 1000])
@@ -114,21 +97,6 @@ def test_sparsemax_equals_the_sorting_algorithm(dtype):
         sparsemax(rows).double(), expected, rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-14
     )
     assert torch.equal(entmax15(rows), entmax(rows, 1.5))
-
-
-def backward_terms(p, alpha, upstream):
-    """u (g − ḡ) and w (g − ḡ) in float64 (notation of `_Entmax`), what dz and −dα are made of."""
-    p, g, eps = p.double(), upstream.double(), alpha - 1
-    log_p = torch.where(p > 0, p, 1.0).log()
-    u = torch.where(p > 0, p ** (1 - eps), 0.0)
-    centred = g - (u * g).sum(-1, keepdim=True) / u.sum(-1, keepdim=True)
-    y = -eps * log_p
-    w = (
-        p
-        * log_p.square()
-        * torch.where(y < 1e-3, 0.5 + y / 6 + y**2 / 24, (torch.expm1(y) - y) / y.clamp(min=1e-3) ** 2)
-    )
-    return u * centred, torch.where(p > 0, w, 0.0) * centred
 
 
 def gradients(rows, alpha, upstream):

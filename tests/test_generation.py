@@ -8,7 +8,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, St
 from transformers.cache_utils import DynamicLayer
 
 from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer, make_cache
-from small_models import CHUNKS, features, small_model
+from support.small_models import CHUNKS, features, small_model
 
 READINGS = [
     {"monotonic_decoding": decoding, "firing_rule": rule, "monotonic_chunk_size": chunk}

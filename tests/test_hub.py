@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_alone import examine, examine_apart
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
-from small_models import small_model
+from support.checkpoint_alone import examine, examine_apart
+from support.small_models import small_model
 
 HERE = Path(__file__).parent
 MODEL_FOLDER = HERE.parent / "src" / "hf_entmax_asr" / "model"

@@ -10,7 +10,7 @@ from hf_entmax_asr import kernels
 from hf_entmax_asr.kernels import backend
 from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
 from hf_entmax_asr.model.reading import hard_reading
-from small_models import small_model
+from support.small_models import small_model
 
 pytestmark = pytest.mark.skipif(not backend.cpu_available(), reason="no native kernels on this machine")
 

@@ -21,8 +21,8 @@ import hf_entmax_asr.kernels.triton_operators as operators
 import hf_entmax_asr.kernels.triton_soft_attention as soft_attention_kernels
 from hf_entmax_asr import kernels
 from hf_entmax_asr.kernels import backend
-from small_models import features, small_model, targets
-from triton_forms import (
+from support.small_models import features, small_model, targets
+from support.triton_forms import (
     DEVICE,
     assert_near,
     running,
@@ -110,7 +110,7 @@ def test_a_model_trains_the_same_by_the_kernels():
 @pytest.mark.parametrize("capability", [90])  # 80 was compiled by hand: a minute of two cores each
 def test_kernels_compile(capability, tmp_path):
     """Without a GPU, up to machine code: the interpreter knows neither types that must not change nor shared memory."""
-    program = Path(__file__).with_name("compile_triton_kernels.py")
+    program = Path(__file__).parent / "support" / "compile_triton_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, str(program), str(capability)], check=False, env=environment, capture_output=True, text=True

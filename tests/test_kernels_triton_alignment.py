@@ -10,8 +10,8 @@ import hf_entmax_asr.kernels.triton_alignment as alignment_kernels
 import hf_entmax_asr.kernels.triton_soft_attention as soft_attention_kernels
 from hf_entmax_asr.model import alignment
 from reference import expected_alignment_loop, expected_soft_attention_loop
-from test_alignment import energies
-from triton_forms import (
+from support.hard_cases import energies
+from support.triton_forms import (
     DEVICE,
     assert_rounded,
     eager_alignment,

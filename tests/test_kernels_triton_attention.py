@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 import hf_entmax_asr.kernels.triton_attention as attention_kernels
 from hf_entmax_asr.model.entmax_attention import entmax_attention
 from reference import entmax_by_bisection
-from test_entmax import hard_rows
-from triton_forms import (
+from support.hard_cases import hard_rows
+from support.triton_forms import (
     ALPHAS,
     DEVICE,
     assert_near,

@@ -10,8 +10,8 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import hf_entmax_asr.kernels.triton_entmax as entmax_kernels
 from reference import entmax_by_bisection
-from test_entmax import backward_terms, hard_rows
-from triton_forms import (
+from support.hard_cases import backward_terms, hard_rows
+from support.triton_forms import (
     ALPHAS,
     DEVICE,
     assert_near,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_entmax_asr.model.losses import recognition_losses, summed_ctc_loss
-from small_models import features, small_config, small_model, targets
+from support.small_models import features, small_config, small_model, targets
 
 
 def test_cross_entropy_with_label_smoothing_by_hand():

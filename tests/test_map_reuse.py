@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from checkpoint_alone import examine, examine_apart
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
 from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer, ValueLayer, make_cache
 from hf_entmax_asr.tokenization import train_character_tokenizer
-from small_models import features, small_config, small_model, targets
+from support.checkpoint_alone import examine, examine_apart
+from support.small_models import features, small_config, small_model, targets
 
 HERE = Path(__file__).parent
 LAYERS = {"encoder_layers": 4, "decoder_layers": 3}

@@ -11,7 +11,7 @@ from hf_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrModel
 from hf_entmax_asr.model.configuration_entmax_asr import CROSS_HEAD_TRANSFORMS, TRANSFORMS
 from hf_entmax_asr.model.encoder import sinusoidal_positions
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrEncoder
-from small_models import CHUNKS, features, small_config, small_model, targets
+from support.small_models import CHUNKS, features, small_config, small_model, targets
 
 
 def check_step_generate_reload(folder, **options) -> EntmaxAsrForConditionalGeneration:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_entmax_asr.model.monotonic import MonotonicAttention
-from small_models import CHUNKS, features, small_config, small_model, targets
+from support.small_models import CHUNKS, features, small_config, small_model, targets
 
 GATED = {"head_regularizer": "gate_l1", "head_regularizer_layers": [0], "head_regularizer_weight": 0.2}
 

@@ -6,7 +6,7 @@ import torch
 from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
 from hf_entmax_asr.model.monotonic import MonotonicAttention
 from reference import expected_alignment_loop, expected_soft_attention_loop, hard_stop
-from small_models import CHUNKS, small_config
+from support.small_models import CHUNKS, small_config
 
 BATCH, HEADS, TARGETS, POSITIONS, WIDTH = 3, 4, 7, 12, 16
 READINGS = [("soft", "threshold"), ("hard", "threshold"), ("hard", "cumulative")]

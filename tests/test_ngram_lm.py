@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
-from language_models import (
+from support.language_models import (
     SENTENCES,
     WORDS,
     character_ngrams,

@@ -12,8 +12,16 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
-from language_models import SENTENCES, WORDS, character_ngrams, make_ngrams, needs_kenlm, word_ngrams, write_arpa
-from small_models import features, small_model
+from support.language_models import (
+    SENTENCES,
+    WORDS,
+    character_ngrams,
+    make_ngrams,
+    needs_kenlm,
+    word_ngrams,
+    write_arpa,
+)
+from support.small_models import features, small_model
 
 pytestmark = needs_kenlm
 PAD, BOS, EOS, UNK = range(4)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_trees import cut, write_aishell1, write_librispeech, write_wsj
-from hf_entmax_asr.corpora import load_librispeech, load_wsj, read_audio
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.corpora import load_librispeech, load_wsj
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
-from hf_entmax_asr.training import DataError, RecipeError, train
+from hf_entmax_asr.recognition import DataError
+from hf_entmax_asr.training import RecipeError, train
 from hf_entmax_asr.training.preparation import build_processor, load_rows
-from tones import tiny_recipe, write_splits
+from support.corpus_trees import cut, write_aishell1, write_librispeech, write_wsj
+from support.tones import tiny_recipe, write_splits
 
 ROOT = Path(__file__).parent.parent
 WRITERS = {"aishell1": write_aishell1, "wsj": write_wsj, "librispeech": write_librispeech}

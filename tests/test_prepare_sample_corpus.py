@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_entmax_asr.corpora.folder import load_folder, read_audio
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.corpora.folder import load_folder
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_CORPUS = ROOT / "sample_corpus"

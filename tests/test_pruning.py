@@ -8,17 +8,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
-from checkpoint_alone import examine, examine_apart
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.analysis import redundant_heads
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
+from hf_entmax_asr.recognition.inspection import analyze, save_analysis
+from hf_entmax_asr.recognition.surgery import attention_modules, gated_off, remove_heads, share_maps, waited_for_of
 from hf_entmax_asr.tokenization import train_character_tokenizer
-from hf_entmax_asr.training.inspection import analyze, save_analysis
-from hf_entmax_asr.training.surgery import attention_modules, gated_off, remove_heads, share_maps, waited_for_of
-from small_models import CHUNKS, features, small_config, small_model, targets
-from test_scripts import call  # noqa: F401  (a fixture)
-from tones import write_splits
+from support.checkpoint_alone import examine, examine_apart
+from support.small_models import CHUNKS, features, small_config, small_model, targets
+from support.tones import write_splits
 
 HERE = Path(__file__).parent
 GATED = {"head_regularizer": "gate_l1", "head_regularizer_layers": [0, 1], "head_regularizer_weight": 0.1}
@@ -249,7 +248,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def test_prune_removes_gated_and_named_heads(checkpoint, call, tmp_path):  # noqa: F811
+def test_prune_removes_gated_and_named_heads(checkpoint, call, tmp_path):
     out = tmp_path / "pruned"
     chosen = ["decoder.layers.1.encoder_attn:0,2", "encoder.layers.0.self_attn:1"]
     status, printed, said = call("prune", checkpoint, "--out", out, "--heads", *chosen)
@@ -263,7 +262,7 @@ def test_prune_removes_gated_and_named_heads(checkpoint, call, tmp_path):  # noq
     assert (status, "exists already" in said) == (1, True)
 
 
-def test_prune_removes_redundant_heads(checkpoint, call, tmp_path):  # noqa: F811
+def test_prune_removes_redundant_heads(checkpoint, call, tmp_path):
     tones = write_splits(tmp_path / "tones", test=3)
     model = EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)
     document = analyze(model, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"])
@@ -290,7 +289,7 @@ def analysis(checkpoint, tmp_path_factory):
     return save_analysis(analyze(model, EntmaxAsrProcessor.from_pretrained(checkpoint), rows), folder / "analysis.json")
 
 
-def test_prune_removes_heads_that_decoding_waits_for(checkpoint, analysis, call, tmp_path):  # noqa: F811
+def test_prune_removes_heads_that_decoding_waits_for(checkpoint, analysis, call, tmp_path):
     status, printed, said = call(
         "prune", checkpoint, "--out", tmp_path / "pruned", "--waited-for", 2, "--analysis", analysis
     )
@@ -307,7 +306,7 @@ def test_prune_removes_heads_that_decoding_waits_for(checkpoint, analysis, call,
         assert f"decoder.layers.{layer}.encoder_attn head {head} is the last to stop for" in printed
 
 
-def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call, tmp_path):  # noqa: F811
+def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call, tmp_path):
     words = ["--analysis", analysis, "--waited-for"]
     status, _, said = call("prune", checkpoint, "--out", tmp_path / "a", *words, 6)
     assert (status, "6 heads to remove must lie between 0 and 5" in said) == (1, True)  # 8, one silent, two layers
@@ -321,7 +320,7 @@ def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call,
 
 
 @pytest.mark.parametrize("option", ["--redundant", "--waited-for"])
-def test_prune_wants_an_analysis(option, call, capsys):  # noqa: F811
+def test_prune_wants_an_analysis(option, call, capsys):
     with pytest.raises(SystemExit):
         call("prune", "any", "--out", "new", option, "1")
     assert f"{option} needs --analysis" in capsys.readouterr().err
@@ -335,21 +334,21 @@ def test_prune_wants_an_analysis(option, call, capsys):  # noqa: F811
         (["--redundant", "1", "--analysis", "absent.json"], "absent.json is no analysis that can be read"),
     ],
 )
-def test_prune_refuses(arguments, message, checkpoint, call, tmp_path):  # noqa: F811
+def test_prune_refuses(arguments, message, checkpoint, call, tmp_path):
     status, _, said = call("prune", checkpoint, "--out", tmp_path / "new", *arguments)
     assert status == 1
     assert message in said
     assert not (tmp_path / "new").exists()
 
 
-def test_prune_with_nothing_to_remove(call, tmp_path):  # noqa: F811
+def test_prune_with_nothing_to_remove(call, tmp_path):
     EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(), train_character_tokenizer(["abc"])).save_pretrained(tmp_path / "a")
     small_model().save_pretrained(tmp_path / "a")
     status, _, said = call("prune", tmp_path / "a", "--out", tmp_path / "b")
     assert (status, "no gate is 0" in said) == (1, True)
 
 
-def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, call, tmp_path):  # noqa: F811
+def test_a_checkpoint_loads_where_the_package_is_not(checkpoint, call, tmp_path):
     folder, audio = tmp_path / "pruned", str(HERE / "speech.flac")
     assert call("prune", checkpoint, "--out", folder, "--heads", "encoder.layers.0.self_attn:0")[0] == 0
     here = examine(audio, str(folder))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from corpus_trees import write_aishell1, write_librispeech, write_wsj
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
-from small_models import small_model
+from support.corpus_trees import write_aishell1, write_librispeech, write_wsj
+from support.small_models import small_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,15 +61,16 @@ def commands() -> dict[str, list[str]]:
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     result: dict[str, list[str]] = {}
     for line in lines:
-        for program in re.findall(r"(?:scripts|benchmarks)/[\w/]+\.py", line):
+        for program in re.findall(r"(?:scripts|benchmarks)/[\w/]+\.py|experiments\.[\w.]+", line):
             result.setdefault(program, []).append(line.split("  #")[0].strip())
     return result
 
 
 @pytest.mark.parametrize("program", commands())
 def test_commands_name_what_exists(program):
+    start = ["-m", program] if program.startswith("experiments.") else [program]
     usage = subprocess.run(
-        [sys.executable, ROOT / program, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, *start, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     for command in commands()[program]:
         for option in re.findall(r"(--[a-z][\w-]*)", command.split(program)[1]):

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from experiments.real_speech import build_corpus
+from experiments.real_speech.amazon_queen import ContainerError, read_clips, read_files, spoken_parts
+from experiments.real_speech.build_corpus import CorpusError, SplitCounts, spoken_text
 
-from hf_entmax_asr.corpora.folder import load_folder, read_audio
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks" / "real_speech"))
-
-import build_corpus
-from amazon_queen import ContainerError, read_clips, read_files, spoken_parts
-from build_corpus import CorpusError, SplitCounts, spoken_text
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.corpora.folder import load_folder
 
 needs_dpkg = pytest.mark.skipif(
     shutil.which("dpkg-deb") is None, reason="no dpkg-deb here to pack and unpack a package"

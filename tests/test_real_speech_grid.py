@@ -3,25 +3,20 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from experiments.real_speech import grid, grid_cell
+from experiments.real_speech.grid_cell import CROSS_ATTENTIONS, TRANSFORMS, Cell, CellError, finished_cells
+from experiments.real_speech.grid_table import PAPER, Grid, render
 
-from corpus_trees import AISHELL_READ, write_aishell1
 from hf_entmax_asr.training import load_recipe, read_history
 from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.recipe import recipe_to_dict
-from tones import tiny_recipe, write_splits
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks" / "real_speech"))
-
-import grid
-import grid_cell
-from grid_cell import CROSS_ATTENTIONS, TRANSFORMS, Cell, CellError, finished_cells
-from grid_table import PAPER, Grid, render
+from support.corpus_trees import AISHELL_READ, write_aishell1
+from support.tones import tiny_recipe, write_splits
 
 
 @pytest.fixture(scope="module")

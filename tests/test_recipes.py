@@ -13,10 +13,10 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-import corpus_trees
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.training import load_recipe, read_history, train
 from hf_entmax_asr.training.preparation import load_checkpoint
+from support import corpus_trees
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 LIBRISPEECH_SUBSETS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean")

@@ -1,6 +1,5 @@
 """The programs of scripts/, run as a user runs them, and several processes against one."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 
 from hf_entmax_asr.training import train
 from hf_entmax_asr.training.recipe import recipe_to_dict
-from tones import tiny_recipe, write_splits
+from support.tones import plain_recipe, write_splits
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -28,43 +27,10 @@ def tones(tmp_path_factory) -> Path:
     return write_splits(tmp_path_factory.mktemp("tones"), train=24, test=6)
 
 
-def plain_recipe(tones: Path, **sections):
-    """Without dropout, noise or masks, so that only the mathematics of a step is left."""
-    model = {"dropout": 0.0, "head_drop": 0.0, "energy_noise_std": 0.0}
-    tree = {
-        "model": model | sections.pop("model", {}),
-        "augmentation": {"frequency_masks": 0, "time_masks": 0},
-        "data": {"path": str(tones), "validation_split": "test"},
-    }
-    return tiny_recipe(tones, **tree | sections)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tones, tmp_path_factory) -> Path:
     recipe = plain_recipe(tones, schedule={"max_steps": 2})
     return train(recipe, tmp_path_factory.mktemp("run") / "run").last.resolve()
-
-
-def script(name: str):
-    """The program as a module, to call its main in this process."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call a program with arguments: (exit status, what it printed, what it said on the error stream)."""
-
-    def run(name: str, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        capsys.readouterr()
-        status = script(name).main()
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 def environment() -> dict[str, str]:

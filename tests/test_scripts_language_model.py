@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from hf_entmax_asr.training import train
-from language_models import make_ngrams, needs_kenlm, needs_trainer, write_arpa
-from test_scripts import call, plain_recipe  # noqa: F401 - call is a fixture
-from tones import write_splits
+from support.language_models import make_ngrams, needs_kenlm, needs_trainer, write_arpa
+from support.tones import plain_recipe, write_splits
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def hypotheses(path: Path) -> list[str]:
 
 
 @needs_kenlm
-def test_evaluate_and_transcribe_obey_the_language_model(call, checkpoint, tones, language_model, tmp_path):  # noqa: F811
+def test_evaluate_and_transcribe_obey_the_language_model(call, checkpoint, tones, language_model, tmp_path):
     outputs = {}
     for name, options in {
         "none": (),
@@ -56,7 +55,7 @@ def test_evaluate_and_transcribe_obey_the_language_model(call, checkpoint, tones
 
 
 @needs_kenlm
-def test_bad_language_models_are_said_in_one_line(call, checkpoint, tones, tmp_path, language_model):  # noqa: F811
+def test_bad_language_models_are_said_in_one_line(call, checkpoint, tones, tmp_path, language_model):
     notes = tmp_path / "notes.txt"
     notes.write_text("no model")
     cases = {
@@ -75,7 +74,7 @@ def test_bad_language_models_are_said_in_one_line(call, checkpoint, tones, tmp_p
 
 
 @pytest.mark.parametrize("program", ["evaluate", "transcribe", "tune_lm"])
-def test_without_kenlm_the_extra_is_named(call, checkpoint, tones, language_model, monkeypatch, program):  # noqa: F811
+def test_without_kenlm_the_extra_is_named(call, checkpoint, tones, language_model, monkeypatch, program):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     data = tones / "test" / "000.flac" if program == "transcribe" else tones
     status, _, error = call(program, checkpoint, data, "--lm", language_model)
@@ -84,7 +83,7 @@ def test_without_kenlm_the_extra_is_named(call, checkpoint, tones, language_mode
 
 
 @needs_kenlm
-def test_tune_prints_what_evaluate_prints(call, checkpoint, tones, language_model):  # noqa: F811
+def test_tune_prints_what_evaluate_prints(call, checkpoint, tones, language_model):
     decoding = ("--num-beams", "2", "--decoding", "soft")
     grid = ("--weights", "0", "0.5", "--bonuses", "0", "2")
     status, out, error = call("tune_lm", checkpoint, tones, "--lm", language_model, *grid, *decoding)
@@ -104,7 +103,7 @@ def test_tune_prints_what_evaluate_prints(call, checkpoint, tones, language_mode
 
 
 @needs_kenlm
-def test_tune_names_what_it_lacks(call, checkpoint, tones, language_model):  # noqa: F811
+def test_tune_names_what_it_lacks(call, checkpoint, tones, language_model):
     status, _, error = call("tune_lm", checkpoint, tones, "--lm", language_model, "--split", "dev")
     assert status == 1
     assert "no split 'dev'" in error
@@ -114,7 +113,7 @@ def test_tune_names_what_it_lacks(call, checkpoint, tones, language_model):  # n
 
 
 @needs_trainer
-def test_train_lm_takes_text_and_data(call, tones, tmp_path):  # noqa: F811
+def test_train_lm_takes_text_and_data(call, tones, tmp_path):
     extra = tmp_path / "more.txt"
     extra.write_text("fa be\n\nbe dad c\n", encoding="utf-8")
     arguments = ("--output", tmp_path / "lm.arpa", "--order", "2", "--test", tones, extra)
@@ -133,7 +132,7 @@ def test_train_lm_takes_text_and_data(call, tones, tmp_path):  # noqa: F811
         (["--test", "missing.txt"], "missing.txt"),
     ],
 )
-def test_train_lm_names_what_is_wrong(call, tones, tmp_path, arguments, message):  # noqa: F811
+def test_train_lm_names_what_is_wrong(call, tones, tmp_path, arguments, message):
     status, out, error = call("train_lm", tones, "--output", tmp_path / "lm.arpa", *arguments)
     assert (status, out) == (1, "")
     assert message in error

@@ -8,9 +8,8 @@ import pytest
 
 from hf_entmax_asr.metrics import align, error_segments, matched_pairs
 from hf_entmax_asr.training import train
-from test_metrics_report import Page
-from test_scripts import call, plain_recipe  # noqa: F401 - call is a fixture
-from tones import write_splits
+from support.html_page import Page
+from support.tones import plain_recipe, write_splits
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def checkpoint(tones, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("unit", ["word", "character"])
-def test_evaluate_writes_a_report_that_agrees_with_what_it_prints(call, checkpoint, tones, tmp_path, unit):  # noqa: F811
+def test_evaluate_writes_a_report_that_agrees_with_what_it_prints(call, checkpoint, tones, tmp_path, unit):
     arguments = (
         "--report",
         tmp_path / "r.html",
@@ -52,7 +51,7 @@ def test_evaluate_writes_a_report_that_agrees_with_what_it_prints(call, checkpoi
         assert len([c for c in page.columns[3:] if c[0] == "sub"]) == errors
 
 
-def test_evaluate_takes_no_spelling_table_for_other_rules(call, checkpoint, tones, tmp_path):  # noqa: F811
+def test_evaluate_takes_no_spelling_table_for_other_rules(call, checkpoint, tones, tmp_path):
     status, _, error = call("evaluate", checkpoint, tones, "--spelling-table", tmp_path / "t.json")
     assert status == 1
     assert "takes no spelling table" in error
@@ -73,7 +72,7 @@ def results(tmp_path) -> tuple[Path, Path]:
     return write_results(tmp_path / "a.jsonl", first), write_results(tmp_path / "b.jsonl", second[::-1])
 
 
-def test_compare_prints_both_tests(call, results):  # noqa: F811
+def test_compare_prints_both_tests(call, results):
     status, out, error = call("compare", *results)
     assert (status, error) == (0, "")
     assert "a.jsonl: WER 2.0 % (ins 0.0, del 0.0, sub 2.0; 300 words)" in out
@@ -90,7 +89,7 @@ def test_compare_prints_both_tests(call, results):  # noqa: F811
     assert f"W = {-expected.statistic:.3f}" in swapped
 
 
-def test_compare_by_a_rule_and_in_characters(call, results):  # noqa: F811
+def test_compare_by_a_rule_and_in_characters(call, results):
     status, out, _ = call("compare", *results, "--normalization", "basic", "--unit", "character", "--level", "0.9")
     assert status == 0
     assert "b.jsonl: CER 0.0 %" in out
@@ -110,7 +109,7 @@ def test_compare_by_a_rule_and_in_characters(call, results):  # noqa: F811
         (lambda rows: [], "line 1: not a JSON object with id, reference and hypothesis"),
     ],
 )
-def test_compare_says_what_does_not_match(call, results, change, message):  # noqa: F811
+def test_compare_says_what_does_not_match(call, results, change, message):
     records = [json.loads(line) for line in results[1].read_text(encoding="utf-8").splitlines()]
     write_results(results[1], change([(r["id"], r["reference"], r["hypothesis"]) for r in records]))
     status, out, error = call("compare", *results)
@@ -118,7 +117,7 @@ def test_compare_says_what_does_not_match(call, results, change, message):  # no
     assert re.search(message, error), error
 
 
-def test_compare_reads_texts_with_any_line_separator(call, tmp_path):  # noqa: F811
+def test_compare_reads_texts_with_any_line_separator(call, tmp_path):
     paths = [
         write_results(tmp_path / f"{n}.jsonl", [("u", "a\u2028b c\x85d", h)]) for n, h in (("a", "a"), ("b", "a b"))
     ]

@@ -2,29 +2,22 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from experiments.real_speech.grid_cell import CellError
+from experiments.smaller_models import study, table, variant
+from experiments.smaller_models.table import Row, read_rows, render
+from experiments.smaller_models.variant import RATE_SHARE, Study, Variant, check_same, further_training
 
 from hf_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
-from hf_entmax_asr.training import gated_off, load_recipe, train
+from hf_entmax_asr.recognition import gated_off
+from hf_entmax_asr.training import load_recipe, train
 from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.recipe import recipe_to_dict
-from tones import tiny_recipe, weights, write_splits
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks" / "real_speech"))
-
-from grid_cell import CellError
-
-import smaller_models
-import smaller_models_table
-import smaller_models_variant
-from smaller_models_table import Row, read_rows, render
-from smaller_models_variant import RATE_SHARE, Study, Variant, check_same, further_training
+from support.tones import tiny_recipe, weights, write_splits
 
 STEPS = 3
 CHANGES = ("--gates", "--prune", "1", "--waited-for", "1", "--reuse", "2")
@@ -75,7 +68,7 @@ def command(checkpoint: Path, tones: Path, recipe: Path, output: Path, *more: st
 @pytest.fixture(scope="module")
 def finished(checkpoint, tones, recipe, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("smaller")
-    assert smaller_models.main(command(checkpoint, tones, recipe, output, *CHANGES)) == 0
+    assert study.main(command(checkpoint, tones, recipe, output, *CHANGES)) == 0
     return output
 
 
@@ -163,17 +156,17 @@ def test_what_is_done_is_not_done_again_and_times_are_added(finished, checkpoint
     def refuse(*_, **__):
         raise AssertionError("a finished variant was run again")
 
-    monkeypatch.setattr(smaller_models_variant, "train_run", refuse)
-    monkeypatch.setattr(smaller_models_variant, "recognise_ways", refuse)
-    monkeypatch.setattr(smaller_models, "analyze", refuse)
+    monkeypatch.setattr(variant, "train_run", refuse)
+    monkeypatch.setattr(variant, "recognise_ways", refuse)
+    monkeypatch.setattr(study, "analyze", refuse)
     before = (finished / "table.md").read_text()
     words = command(checkpoint, tones, recipe, finished, *CHANGES)
-    assert smaller_models.main(words) == 0
-    assert smaller_models.main([*words, "--table-only"]) == 0
+    assert study.main(words) == 0
+    assert study.main([*words, "--table-only"]) == 0
     assert (finished / "table.md").read_text() == before
     for name, value in (("BATCH", 2), ("FRAMES", 60), ("TOKENS", 3)):
-        monkeypatch.setattr(smaller_models_variant, name, value)
-    assert smaller_models.main([*words, "--timing", "--timing-rounds", "1"]) == 0
+        monkeypatch.setattr(variant, name, value)
+    assert study.main([*words, "--timing", "--timing-rounds", "1"]) == 0
     timed = {row.folder.name: row.timing["seconds"] for row in read_rows(finished)}
     assert len(timed) == 5
     assert all(list(tasks) == list(timed["gates"]) and len(tasks) == 3 for tasks in timed.values())
@@ -183,15 +176,15 @@ def test_what_is_done_is_not_done_again_and_times_are_added(finished, checkpoint
         both = timed["gates"][task]
         assert shown[column] == f"{both['after'] / both['before']:.2f}"
     # Once measured, times are kept too.
-    monkeypatch.setattr(smaller_models_variant, "compare", refuse)
-    assert smaller_models.main([*words, "--timing"]) == 0
+    monkeypatch.setattr(variant, "compare", refuse)
+    assert study.main([*words, "--timing"]) == 0
 
 
 @pytest.mark.slow
 def test_other_settings_are_refused(finished, checkpoint, tones, recipe, capsys):
     words = command(checkpoint, tones, recipe, finished, *CHANGES)
     words[words.index("--steps") + 1] = "4"
-    assert smaller_models.main(words) == 1
+    assert study.main(words) == 1
     assert "was begun with other settings" in capsys.readouterr().err
 
 
@@ -200,7 +193,7 @@ def test_a_failed_variant_is_told_and_the_others_go_on(checkpoint, tones, recipe
     (tmp_path / "redundant-1").mkdir()
     (tmp_path / "redundant-1" / "run").touch()  # a file in the place of its training
     words = command(checkpoint, tones, recipe, tmp_path, "--gates", "--prune", "1", "--set", "schedule.max_steps=1")
-    assert smaller_models.main(words) == 1
+    assert study.main(words) == 1
     assert "training of redundant-1 ended with status 1: " in capsys.readouterr().out
     assert [row.folder.name for row in read_rows(tmp_path)] == ["unpruned", "gates"]
     report = (tmp_path / "table.md").read_text()
@@ -208,7 +201,7 @@ def test_a_failed_variant_is_told_and_the_others_go_on(checkpoint, tones, recipe
     assert "WER after 1 steps" in report
     # It goes on where it was: without the obstacle, with the checkpoint and the scores that are there.
     (tmp_path / "redundant-1" / "run").unlink()
-    assert smaller_models.main(words) == 0
+    assert study.main(words) == 0
     assert [row.folder.name for row in read_rows(tmp_path)] == ["unpruned", "gates", "redundant-1"]
 
 
@@ -226,7 +219,7 @@ def test_a_failed_variant_is_told_and_the_others_go_on(checkpoint, tones, recipe
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(more, message, checkpoint, tones, recipe, tmp_path, capsys):
-    assert smaller_models.main(command(checkpoint, tones, recipe, tmp_path / "out", *more)) == 1
+    assert study.main(command(checkpoint, tones, recipe, tmp_path / "out", *more)) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -237,20 +230,20 @@ def test_missing_files_are_named(checkpoint, tones, recipe, tmp_path, capsys):
         (command(checkpoint, tmp_path / "none", recipe, tmp_path / "out", "--gates"), str(tmp_path / "none")),
         (command(checkpoint, tones, tmp_path / "none.yaml", tmp_path / "out", "--gates"), "there is no recipe at"),
     ):
-        assert smaller_models.main(words) == 1
+        assert study.main(words) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_head_that_is_not_silent_does_not_go_unseen(checkpoint, tones, recipe, tmp_path, capsys):
-    study = Study.begin(smaller_models.parse(command(checkpoint, tones, recipe, tmp_path, "--gates")))
+    begun = Study.begin(study.parse(command(checkpoint, tones, recipe, tmp_path, "--gates")))
     check_same(
-        study,
-        Variant("gates", 1, {name: set(heads) for name, heads in gated_off(study.model).items()}).cut(study.model),
+        begun,
+        Variant("gates", 1, {name: set(heads) for name, heads in gated_off(begun.model).items()}).cut(begun.model),
     )
     assert "logits differ by at most" in capsys.readouterr().out
     with pytest.raises(CellError, match="logits differ by"):
-        check_same(study, Variant("gates", 1, {"decoder.layers.0.encoder_attn": {1}}).cut(study.model))
+        check_same(begun, Variant("gates", 1, {"decoder.layers.0.encoder_attn": {1}}).cut(begun.model))
 
 
 def test_further_training_is_gentle_and_can_be_set(recipe, checkpoint, tones, tmp_path):
@@ -263,10 +256,10 @@ def test_further_training_is_gentle_and_can_be_set(recipe, checkpoint, tones, tm
     first.schedule.straight_through_fraction = 0
     assert load_recipe(recipe, further_training(first, 40)).schedule.straight_through_fraction == 0
     words = ("--gates", "--set", "optimizer.peak_learning_rate=1e-5", "model.dropout=0.3")
-    study = Study.begin(smaller_models.parse(command(checkpoint, tones, recipe, tmp_path, *words)))
-    assert study.recipe.optimizer.peak_learning_rate == 1e-5
-    assert study.recipe.model == {"dropout": 0.3}
-    assert (study.validation_split, study.recipe.data.validation_split) == ("validation", None)
+    begun = Study.begin(study.parse(command(checkpoint, tones, recipe, tmp_path, *words)))
+    assert begun.recipe.optimizer.peak_learning_rate == 1e-5
+    assert begun.recipe.model == {"dropout": 0.3}
+    assert (begun.validation_split, begun.recipe.data.validation_split) == ("validation", None)
 
 
 # The tables of made-up results.
@@ -343,5 +336,5 @@ def test_variants_of_other_utterances_are_not_compared(made_up_study):
 def test_a_table_without_the_control_or_anything_says_so(made_up_study):
     assert "No variant is finished." in render(made_up_study, {})
     made_up(made_up_study, "redundant", 2, 0)
-    assert Row(made_up_study / "redundant-2").p(None) == smaller_models_table.ABSENT
+    assert Row(made_up_study / "redundant-2").p(None) == table.ABSENT
     assert tables(render(made_up_study, {}))["Heads removed"]["most redundant encoder heads: 2"]["p"] == "-"

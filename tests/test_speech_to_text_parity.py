@@ -10,7 +10,7 @@ import torch
 from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
 from hf_entmax_asr.model.encoder import sinusoidal_positions
-from small_models import SMALL, features, small_model, targets
+from support.small_models import SMALL, features, small_model, targets
 
 
 class OurPositions(torch.nn.Module):

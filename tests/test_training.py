@@ -11,21 +11,15 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hf_entmax_asr.corpora.folder import load_folder
-from hf_entmax_asr.training import (
-    CheckpointError,
-    HeadGateCallback,
-    SpeechSeq2SeqCollator,
-    TrainingDiverged,
-    read_history,
-    train,
-    word_error_metrics,
-)
+from hf_entmax_asr.recognition import SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.recognition.utterances import prepare_split
+from hf_entmax_asr.training import HeadGateCallback, TrainingDiverged, read_history, train, word_error_metrics
 from hf_entmax_asr.training import engine as engine_module
 from hf_entmax_asr.training.checkpointing import CheckpointStore
 from hf_entmax_asr.training.engine import TrainingRun
 from hf_entmax_asr.training.preparation import build_config, build_model, build_processor, load_checkpoint, load_rows
-from hf_entmax_asr.training.utterances import prepare_split
-from tones import tiny_recipe, weights, write_splits, write_tones
+from support.tones import tiny_recipe, weights, write_splits, write_tones
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,25 +14,18 @@ from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 import hf_entmax_asr.training as training
-from analysis_document import document
 from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.trajectories import plot_over_training, trajectory
 from hf_entmax_asr.corpora.folder import load_folder
-from hf_entmax_asr.training import (
-    AnalysisCallback,
-    CheckpointError,
-    DataError,
-    RecipeError,
-    SpeechSeq2SeqCollator,
-    read_history,
-    train,
-)
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.training import AnalysisCallback, RecipeError, read_history, train
 from hf_entmax_asr.training import engine as engine_module
 from hf_entmax_asr.training.analysis_callback import analysis_files, drop_analyses_after, newest_analysis, write_page
-from hf_entmax_asr.training.evaluation import load_recogniser
 from hf_entmax_asr.training.model_card import ATTENTION_HEADING, _architecture, attention_text, write_attention_section
-from small_models import small_config
-from tones import tiny_recipe, write_splits
+from support.analysis_document import document
+from support.small_models import small_config
+from support.tones import tiny_recipe, write_splits
 
 TEMPLATE = (Path(__file__).parent.parent / "model_cards" / "template.md").read_text(encoding="utf-8")
 PHASES = {"straight_through_fraction": 0.3}  # the last steps train the hard path

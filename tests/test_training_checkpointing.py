@@ -6,14 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_entmax_asr.training import (
-    CheckpointError,
-    average_checkpoints,
-    read_history,
-)
-from hf_entmax_asr.training.checkpointing import CheckpointStore, atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.training import average_checkpoints, read_history
+from hf_entmax_asr.training.checkpointing import CheckpointStore
 from hf_entmax_asr.training.reporting import Reporter
-from tones import weights
+from support.tones import weights
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):

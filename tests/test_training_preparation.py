@@ -12,17 +12,15 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.utterances import cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_character_tokenizer
-from hf_entmax_asr.training import (
-    DataError,
-    SpeechSeq2SeqCollator,
-    train,
-)
+from hf_entmax_asr.training import train
+from hf_entmax_asr.training.data_checks import checked, ctc_length
 from hf_entmax_asr.training.optimization import budget_used, learning_rate, parameter_groups, set_learning_rate
 from hf_entmax_asr.training.preparation import build_config, build_model, build_processor, load_checkpoint, load_rows
 from hf_entmax_asr.training.recipe import ScheduleSection
-from hf_entmax_asr.training.utterances import cache_features, checked, ctc_length, prepare_split
-from tones import tiny_recipe, write_splits, write_tones
+from support.tones import tiny_recipe, write_splits, write_tones
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_entmax_asr.training import (
-    RecipeError,
-    load_recipe,
-)
+from hf_entmax_asr.training import RecipeError, load_recipe
 from hf_entmax_asr.training.recipe import recipe_from_dict, recipe_to_dict
 
 ROOT = Path(__file__).parent.parent

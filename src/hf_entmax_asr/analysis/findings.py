@@ -1,4 +1,4 @@
-"""What an analysis (the document of `hf_entmax_asr.training.inspection`) says, in sentences with their numbers."""
+"""What an analysis (the document of `hf_entmax_asr.recognition.inspection`) says, in sentences with their numbers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pictures of phoneme attention (PAR), from the document of `hf_entmax_asr.training.inspection`, and nothing else.
+"""Pictures of phoneme attention (PAR), from the document of `hf_entmax_asr.recognition.inspection`, and nothing else.
 
 Rows attend, columns are attended to; classes are ordered by articulation, with a frame around each place with itself.
 """

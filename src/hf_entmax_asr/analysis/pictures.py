@@ -1,4 +1,4 @@
-"""Pictures of an analysis (the document of `hf_entmax_asr.training.inspection`), as matplotlib Figures.
+"""Pictures of an analysis (the document of `hf_entmax_asr.recognition.inspection`), as matplotlib Figures.
 
 Each function takes the document and needs nothing else, so pictures can be drawn anew without the model. Colours can be
 told apart by colour-blind readers: viridis for amounts, purple to orange around a neutral value. Scales are the same in

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_entmax_asr.audio import read_audio, resample
 from hf_entmax_asr.corpora.aishell1 import list_aishell1, load_aishell1
 from hf_entmax_asr.corpora.building import LoadedCorpus, build
-from hf_entmax_asr.corpora.folder import load_folder, read_audio, resample
+from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.librispeech import from_hub, list_librispeech, load_librispeech
 from hf_entmax_asr.corpora.prompts import Composition, WordTime, compose, read_word_times, write_compositions
 from hf_entmax_asr.corpora.report import CorpusError, CorpusReport, SplitReport

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from hf_entmax_asr.corpora.folder import audio_duration
+from hf_entmax_asr.audio import audio_duration
 from hf_entmax_asr.corpora.report import (
     BAD_AUDIO,
     BAD_ENCODING,

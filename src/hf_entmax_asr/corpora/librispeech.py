@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_entmax_asr.audio import audio_duration
 from hf_entmax_asr.corpora.building import (
     BadUtterances,
     Listing,
@@ -23,7 +24,6 @@ from hf_entmax_asr.corpora.building import (
     utf8_lines,
     utterance,
 )
-from hf_entmax_asr.corpora.folder import audio_duration
 from hf_entmax_asr.corpora.report import BAD_LINE, LISTED_TWICE, NO_AUDIO, NO_TRANSCRIPT, TWO_TEXTS, Findings
 
 if TYPE_CHECKING:

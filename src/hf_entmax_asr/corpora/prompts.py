@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
+from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import sentences
-from hf_entmax_asr.corpora.folder import load_folder, read_audio
+from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.sentences import draw_splits
 
 SAMPLING_RATE = 16_000

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_entmax_asr.audio.sphere import require_av
 from hf_entmax_asr.corpora.building import (
     BadUtterances,
     Listing,
@@ -27,7 +28,6 @@ from hf_entmax_asr.corpora.building import (
     utterance,
 )
 from hf_entmax_asr.corpora.report import BAD_LINE, LISTED_TWICE, NEAREST_TEXT, NO_AUDIO, NO_TRANSCRIPT, Findings
-from hf_entmax_asr.corpora.sphere import require_av
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict

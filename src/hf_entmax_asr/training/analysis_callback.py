@@ -1,6 +1,6 @@
 """The analysis of a model while it is trained, on a few utterances, every so many steps; and a page of it at the end.
 
-FOLDER/step-00001000.json      the document of `hf_entmax_asr.training.inspection.analyze` after so many steps
+FOLDER/step-00001000.json      the document of `hf_entmax_asr.recognition.inspection.analyze` after so many steps
 FOLDER/index.html              a page of the last one, with what changed over training; its numbers: analysis.json
 """
 
@@ -18,8 +18,8 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hf_entmax_asr.analysis.report import write_report
-from hf_entmax_asr.training.inspection import Labels, analyze, save_analysis
-from hf_entmax_asr.training.utterances import DataError
+from hf_entmax_asr.recognition.inspection import Labels, analyze, save_analysis
+from hf_entmax_asr.recognition.utterances import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_entmax_asr.recognition.batches import MAX_UTTERANCES, cut_batches
+
 _HOPS_PER_WINDOW = 2.5  # 25 ms over 10 ms; with other windows the frames at other speeds are off by one or so
 
 
@@ -28,7 +30,7 @@ class BatchOptions:
     """
 
     frames_per_batch: int
-    max_utterances: int = 256
+    max_utterances: int = MAX_UTTERANCES
     shuffle_window: int = 16
     short_first_epochs: int = 0
     speeds: tuple[float, ...] = (1.0,)
@@ -58,33 +60,6 @@ class MicroBatch:
     next_index: int
 
 
-def cut_batches(order: Sequence[int] | np.ndarray, frames: np.ndarray, options: BatchOptions) -> list[tuple[int, ...]]:
-    """Cut utterances, taken in `order`, into batches within the bounds.
-
-    Raises:
-        ValueError: one utterance alone is above `frames_per_batch`.
-    """
-    batches: list[tuple[int, ...]] = []
-    current: list[int] = []
-    longest = 0
-    for index in order:
-        length = int(frames[index])
-        if length > options.frames_per_batch:
-            raise ValueError(
-                f"an utterance of {length} frames does not fit a batch of {options.frames_per_batch} frames: "
-                "raise frames_per_batch or lower the longest duration allowed"
-            )
-        longest = max(longest, length)
-        full = len(current) == options.max_utterances or longest * (len(current) + 1) > options.frames_per_batch
-        if current and full:
-            batches.append(tuple(current))
-            current, longest = [], length
-        current.append(int(index))
-    if current:
-        batches.append(tuple(current))
-    return batches
-
-
 def draw_speeds(count: int, options: BatchOptions, epoch: int) -> np.ndarray:
     """(utterances,) the speed of each utterance in one epoch; the same arguments always give the same speeds."""
     return np.random.default_rng([options.seed, epoch, 2]).choice(options.speeds, count)
@@ -109,14 +84,19 @@ def plan_epoch(frames: np.ndarray, options: BatchOptions, epoch: int) -> list[tu
     shuffled = generator.permutation(len(frames))
     if epoch < options.short_first_epochs:
         # Equal lengths keep their random order: a stable sort of a shuffled list.
-        return cut_batches(shuffled[np.argsort(frames[shuffled], kind="stable")], frames, options)
+        return cut_batches(
+            shuffled[np.argsort(frames[shuffled], kind="stable")],
+            frames,
+            options.frames_per_batch,
+            options.max_utterances,
+        )
     per_batch = min(options.max_utterances, options.frames_per_batch / max(1.0, float(np.mean(frames))))
     window = max(1, round(options.shuffle_window * per_batch))
     windows = [shuffled[start : start + window] for start in range(0, len(shuffled), window)]
     by_length = [w[np.argsort(frames[w], kind="stable")] for w in windows]
     # Up in one window, down in the next: no batch holds the longest of one and the shortest of another.
     order = np.concatenate([w[::-1] if number % 2 else w for number, w in enumerate(by_length)])
-    batches = cut_batches(order, frames, options)
+    batches = cut_batches(order, frames, options.frames_per_batch, options.max_utterances)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_entmax_asr.training.shown_model import shared_like, whole
+from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.training.scored_model import shared_like, whole
 
 STATE_FOLDER = "training_state"
 WEIGHTS = "model.safetensors"
 _TRAINED_WEIGHTS = "weights.safetensors"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, incomplete or of another run."""
 
 
 @dataclass
@@ -51,36 +48,6 @@ class TrainingState:
     data_fingerprint: str = ""
     scores: dict[int, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a hidden folder beside `target`, which takes its place on success and vanishes on failure."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if target.exists():
-            old = target.parent / f".{target.name}.old"
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-            partial.rename(target)
-            shutil.rmtree(old)
-        else:
-            partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small text file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def save_training_state(

@@ -13,6 +13,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.evaluation import Scores, score_decodings
+from hf_entmax_asr.recognition.utterances import Utterances
+from hf_entmax_asr.training.batch_loader import batch_loader
 from hf_entmax_asr.training.batching import MicroBatch
 from hf_entmax_asr.training.checkpointing import (
     STATE_FOLDER,
@@ -24,20 +29,15 @@ from hf_entmax_asr.training.checkpointing import (
     random_state,
     restore_random_state,
     save_training_state,
-    write_text_atomically,
 )
-from hf_entmax_asr.training.collating import SpeechSeq2SeqCollator
-from hf_entmax_asr.training.evaluation import Scores, score_decodings
-from hf_entmax_asr.training.loading import batch_loader
 from hf_entmax_asr.training.model_card import model_card
 from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
 from hf_entmax_asr.training.preparation import RECIPE, Prepared, load_checkpoint, prepare
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
 from hf_entmax_asr.training.run_analysis import RunAnalysis
-from hf_entmax_asr.training.shown_model import ShownModel, whole
+from hf_entmax_asr.training.scored_model import ShownModel, whole
 from hf_entmax_asr.training.stopping import StopSignal
-from hf_entmax_asr.training.utterances import Utterances
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointError
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.training.checkpointing import STATE_FOLDER
 
 
 def check_hub_access() -> None:

@@ -12,8 +12,10 @@ import torch
 import yaml
 
 from hf_entmax_asr.analysis.findings import findings
-from hf_entmax_asr.training.checkpointing import CheckpointError, TrainingState, write_text_atomically
-from hf_entmax_asr.training.evaluation import Scores
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.recognition.evaluation import Scores
+from hf_entmax_asr.training.checkpointing import TrainingState
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
 
 ATTENTION_HEADING = "## What the attention does"  # as in model_cards/template.md

@@ -15,24 +15,21 @@ from datasets import concatenate_datasets
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
-from hf_entmax_asr.corpora import read_audio, read_corpus
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.augmentation import find_noise_files
+from hf_entmax_asr.corpora import read_corpus
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, count_positions, prepare_split
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
 from hf_entmax_asr.training.batching import frames_at
-from hf_entmax_asr.training.checkpointing import (
-    STATE_FOLDER,
-    CheckpointError,
-    CheckpointStore,
-    TrainingState,
-    read_training_state,
-    write_text_atomically,
-)
-from hf_entmax_asr.training.evaluation import load_recogniser
+from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
+from hf_entmax_asr.training.data_checks import checked
 from hf_entmax_asr.training.model_card import DataFacts
-from hf_entmax_asr.training.perturbing import find_noise_files
 from hf_entmax_asr.training.recipe import (
     Recipe,
     RecipeError,
@@ -40,14 +37,6 @@ from hf_entmax_asr.training.recipe import (
     model_settings,
     recipe_differences,
     recipe_to_dict,
-)
-from hf_entmax_asr.training.utterances import (
-    DataError,
-    Utterances,
-    cache_features,
-    checked,
-    count_positions,
-    prepare_split,
 )
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,34 @@
+"""What anyone needs who does not train: load a recogniser, transcribe, score, look inside, make it smaller.
+
+checkpoint: a model and its processor out of a folder or the Hub
+utterances, collating, batches: rows of a data set as the model takes them
+transcription, evaluation: files to text; many utterances to text and scores
+inspection, report_examples: what attention does, over a data set and in single utterances
+surgery: smaller models out of trained ones
+"""
+
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.evaluation import Scores, decoding_as, recognise, score_decodings
+from hf_entmax_asr.recognition.inspection import analyze, save_analysis
+from hf_entmax_asr.recognition.surgery import gated_off, remove_heads, share_maps
+from hf_entmax_asr.recognition.transcription import Transcript, transcribe_files
+from hf_entmax_asr.recognition.utterances import DataError
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "Scores",
+    "SpeechSeq2SeqCollator",
+    "Transcript",
+    "analyze",
+    "decoding_as",
+    "gated_off",
+    "load_recogniser",
+    "recognise",
+    "remove_heads",
+    "save_analysis",
+    "score_decodings",
+    "share_maps",
+    "transcribe_files",
+]

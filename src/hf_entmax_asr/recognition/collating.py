@@ -1,0 +1,92 @@
+"""From examples to a batch: features computed for the whole batch at once, labels padded with -100."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, change_speed
+
+IGNORED_LABEL = -100
+
+
+class SpeechSeq2SeqCollator:
+    """Data collator for this package's training engine and for `Seq2SeqTrainer`.
+
+    An example is a mapping with
+
+    - `input_features` (T, F), or `audio`: a mono waveform as a 1-D array at the processor's sampling rate, a path, or
+      the `{"path", "bytes"}` of a datasets `Audio(decode=False)` column; it is played at `speed` where that is given;
+    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored.
+
+    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, and `labels` (B, U).
+    With `Seq2SeqTrainer` set `remove_unused_columns=False`, because the columns it would keep are the model's.
+    """
+
+    def __init__(
+        self, processor: Any, spec_augment: SpecAugment | None = None, perturb: WaveformPerturbation | None = None
+    ) -> None:
+        """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone."""
+        self.feature_extractor = processor.feature_extractor
+        self.tokenizer = processor.tokenizer
+        self.spec_augment, self.perturb = spec_augment, perturb
+
+    def __call__(
+        self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Collate; `generator` is the source of the augmentation's randomness.
+
+        Raises:
+            ValueError: an example has neither features nor audio, or no audio where the waveform is to be perturbed.
+        """
+        if self.perturb is None and all("input_features" in example for example in examples):
+            features, mask = pad_features([example["input_features"] for example in examples])
+        else:
+            features, mask = self._extract(examples, generator)
+        if self.spec_augment is not None:
+            features = self.spec_augment(features, mask.sum(dim=1), generator)
+        batch = {"input_features": features, "attention_mask": mask}
+        if all("labels" in example or "text" in example for example in examples):
+            batch["labels"] = pad_labels([self._labels(example) for example in examples])
+        return batch
+
+    def _labels(self, example: Mapping[str, Any]) -> Sequence[int]:
+        return example["labels"] if "labels" in example else self.tokenizer(example["text"]).input_ids
+
+    def _extract(
+        self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rate = self.feature_extractor.sampling_rate
+        waveforms = []
+        for example in examples:
+            if "audio" not in example:
+                needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
+                raise ValueError(f"an example needs {needed}; this one has {sorted(example)}")
+            audio = example["audio"]
+            waveform = audio if isinstance(audio, np.ndarray) else read_audio(audio, sampling_rate=rate)
+            if example.get("speed", 1.0) != 1:
+                waveform = change_speed(waveform, example["speed"])
+            waveforms.append(waveform if self.perturb is None else self.perturb(waveform, generator))
+        batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
+        return batch["input_features"], batch["attention_mask"]
+
+
+def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack (T_i, F) features of any float type into float32 (B, T, F), zero after each end, and their mask (B, T)."""
+    tensors = [torch.as_tensor(f) for f in features]
+    lengths = torch.tensor([len(t) for t in tensors])
+    padded = torch.zeros(len(tensors), int(lengths.max()), tensors[0].shape[1])
+    for row, tensor in zip(padded, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
+    return padded, mask.int()
+
+
+def pad_labels(labels: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Stack token ids into (B, U), with -100 (ignored by the loss) after each end."""
+    padded = torch.full((len(labels), max(len(row) for row in labels)), IGNORED_LABEL, dtype=torch.long)
+    for target, row in zip(padded, labels, strict=True):
+        target[: len(row)] = torch.as_tensor(row)
+    return padded

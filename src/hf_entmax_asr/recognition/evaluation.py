@@ -1,0 +1,178 @@
+"""Recognition of many utterances in batches, and its score: in training, and for the scripts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from hf_entmax_asr.metrics import ErrorCounts, deletion_collapse, error_counts
+from hf_entmax_asr.recognition.batches import cut_batches
+from hf_entmax_asr.recognition.utterances import Utterances, count_positions
+
+Batch = dict[str, torch.Tensor]
+
+
+class _EndAtPositions(LogitsProcessor):
+    """Ends each hypothesis after as many tokens as its utterance has encoder positions."""
+
+    def __init__(self, positions: np.ndarray, eos_token_id: int) -> None:
+        self.limits = torch.from_numpy(positions)
+        self.first = int(positions.min())
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """input_ids (B·beams, 1 + tokens so far), scores (B·beams, V)."""
+        tokens = input_ids.shape[1] - 1
+        if tokens < self.first:
+            return scores
+        limits = self.limits.to(scores.device).repeat_interleave(len(scores) // len(self.limits))
+        ended = torch.full_like(scores, float("-inf"))
+        ended[:, self.eos_token_id] = 0.0
+        return torch.where((tokens >= limits)[:, None], ended, scores)
+
+
+@contextmanager
+def decoding_as(model: Any, monotonic_decoding: str | None = None, firing_rule: str | None = None) -> Iterator[None]:
+    """Decode in another way inside the block ("hard" or "soft"; "threshold" or "cumulative"); None leaves as it is.
+
+    Raises:
+        ValueError: a name that the model does not know.
+    """
+    before = model.config.monotonic_decoding, model.config.firing_rule
+    try:
+        if monotonic_decoding is not None:
+            model.config.monotonic_decoding = monotonic_decoding
+        if firing_rule is not None:
+            model.config.firing_rule = firing_rule
+        model.config.validate_choices()
+        yield
+    finally:
+        model.config.monotonic_decoding, model.config.firing_rule = before
+
+
+def is_monotonic(model: Any) -> bool:
+    """Whether hard and soft decoding differ for this model."""
+    return model.config.cross_attention == "monotonic"
+
+
+@torch.no_grad()
+def recognise(
+    model: Any,
+    tokenizer: Any,
+    frames: Sequence[int] | np.ndarray,
+    load: Callable[[Sequence[int]], Batch],
+    *,
+    frames_per_batch: int = 16000,
+    num_beams: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Texts of utterances, in their order, recognised in batches of similar length.
+
+    Args:
+        frames: feature frames of each utterance, to batch by.
+        load: gives `input_features` and `attention_mask` of the utterances with these indices.
+        frames_per_batch: padded frames of a batch; an utterance above it is a batch of its own.
+        progress: called with the number of utterances of each finished batch.
+
+    No hypothesis has more tokens than its utterance has encoder positions: a model that does not stop yet costs no more
+    than one that says something at every position, and the batch an utterance is in changes nothing.
+    """
+    frames = np.asarray(frames)
+    if len(frames) == 0:
+        return []
+    was_training = model.training
+    model.eval()
+    most_frames = max(frames_per_batch, int(frames.max()))
+    texts = [""] * len(frames)
+    try:
+        for indices in cut_batches(np.argsort(-frames, kind="stable").tolist(), frames, most_frames):
+            batch = {key: value.to(model.device) for key, value in load(indices).items() if key != "labels"}
+            positions = count_positions(frames[list(indices)], model.config.subsampling_layers)
+            tokens = model.generate(
+                **batch,
+                num_beams=num_beams,
+                do_sample=False,
+                max_new_tokens=int(positions.max()) + 1,
+                logits_processor=LogitsProcessorList([_EndAtPositions(positions, model.config.eos_token_id)]),
+            )
+            for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+                texts[index] = text
+            if progress is not None:
+                progress(len(indices))
+    finally:
+        model.train(was_training)
+    return texts
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Word and character errors of a set of utterances, the texts compared as they are."""
+
+    words: ErrorCounts
+    characters: ErrorCounts
+
+    @classmethod
+    def of(cls, references: Sequence[str], hypotheses: Sequence[str]) -> "Scores":
+        """Count the errors of hypotheses against references."""
+        return cls(*(error_counts(references, hypotheses, unit=unit) for unit in ("word", "character")))
+
+    def as_dict(self) -> dict[str, float]:
+        """WER and CER in percent, and the counts of word errors."""
+        return {
+            "wer": round(100 * self.words.rate, 4),
+            "cer": round(100 * self.characters.rate, 4),
+            "insertions": self.words.insertions,
+            "deletions": self.words.deletions,
+            "substitutions": self.words.substitutions,
+            "reference_words": self.words.reference_length,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.words}, {self.characters}"
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence where deletions have taken over, the usual failure of monotonic attention."""
+        return deletion_collapse(self.characters)
+
+
+def score_decodings(
+    model: Any,
+    tokenizer: Any,
+    utterances: Utterances,
+    collate: Callable[[Sequence[dict[str, Any]]], Batch],
+    *,
+    frames_per_batch: int = 16000,
+    num_beams: int = 1,
+    compare: bool = True,
+    accelerator: Any = None,
+) -> dict[str, Scores]:
+    """Scores by decoding: "full" for full cross-attention, else the model's own and, with `compare`, the other one.
+
+    With an Accelerate `accelerator` the processes share the work, and each gets all scores. The random state is left as
+    it was.
+    """
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    mine = range(rank, len(utterances), world)
+    own = model.config.monotonic_decoding if is_monotonic(model) else "full"
+    decodings = [own] + [other for other in ("hard", "soft") if compare and own not in ("full", other)]
+    scores = {}
+    for decoding in decodings:
+        with decoding_as(model, None if decoding == "full" else decoding), torch.random.fork_rng(devices=[]):
+            texts = recognise(
+                model,
+                tokenizer,
+                utterances.frames[mine],
+                lambda indices: collate([utterances.example(mine[i]) for i in indices]),
+                frames_per_batch=frames_per_batch,
+                num_beams=num_beams,
+            )
+        pairs = list(zip(mine, texts, strict=True))
+        hypotheses = [text for _, text in sorted(pairs if world == 1 else gather_object(pairs))]
+        scores[decoding] = Scores.of(utterances.texts, hypotheses)
+    return scores

@@ -1,0 +1,88 @@
+"""Batches of the plan, read and collated ahead where worker processes are asked for."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, find_noise_files
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.utterances import Utterances
+from hf_entmax_asr.training.batching import BatchOptions, BatchStream, MicroBatch
+from hf_entmax_asr.training.recipe import AugmentationSection, Recipe
+
+
+class _CollatedBatches(Dataset):
+    """Maps a MicroBatch to itself and its tensors; runs in the loader's workers."""
+
+    def __init__(self, utterances: Utterances, collator: SpeechSeq2SeqCollator) -> None:
+        self.utterances, self.collator = utterances, collator
+
+    def __getitem__(self, batch: MicroBatch) -> tuple[MicroBatch, dict[str, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(batch.seed)
+        examples = map(self.utterances.example, batch.indices, batch.speeds)
+        return batch, self.collator(list(examples), generator)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _spec_augment(section: AugmentationSection) -> SpecAugment | None:
+    if section.frequency_masks == section.time_masks == 0:
+        return None
+    return SpecAugment(
+        F=section.frequency_mask_bins,
+        m_F=section.frequency_masks,
+        T=section.time_mask_frames,
+        m_T=section.time_masks,
+        p=section.time_mask_share,
+    )
+
+
+def _perturbation(section: AugmentationSection, sampling_rate: int) -> WaveformPerturbation | None:
+    if section.volume_db == section.noise_share == 0:
+        return None
+    return WaveformPerturbation(
+        volume_db=section.volume_db,
+        noise_share=section.noise_share,
+        noise_snr_db=section.noise_snr_db,
+        noise_files=find_noise_files(section.noise_path),
+        sampling_rate=sampling_rate,
+    )
+
+
+def batch_loader(
+    recipe: Recipe, processor: Any, train: Utterances, accelerator: Any, epoch: int = 0, next_index: int = 0
+) -> DataLoader:
+    """Endless (MicroBatch, tensors) of this process, from a position of the stream on."""
+    section = recipe.batching
+    options = BatchOptions(
+        frames_per_batch=section.frames_per_batch,
+        max_utterances=section.max_utterances,
+        shuffle_window=section.shuffle_window,
+        short_first_epochs=section.short_first_epochs,
+        speeds=recipe.augmentation.speeds,
+        seed=recipe.seed,
+    )
+    stream = BatchStream(
+        train.frames,
+        train.tokens,
+        options,
+        accumulation_steps=section.accumulation_steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        epoch=epoch,
+        next_index=next_index,
+    )
+    perturb = _perturbation(recipe.augmentation, processor.feature_extractor.sampling_rate)
+    collator = SpeechSeq2SeqCollator(processor, _spec_augment(recipe.augmentation), perturb)
+    return DataLoader(
+        _CollatedBatches(train, collator),
+        sampler=stream,  # of MicroBatch, not of indices
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=section.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator().manual_seed(recipe.seed),  # else the loader draws from the global one
+    )

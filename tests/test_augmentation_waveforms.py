@@ -1,0 +1,153 @@
+"""Speed, volume and noise: what they do to a waveform, and that a run with them is repeatable and resumable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hf_entmax_asr.augmentation import WaveformPerturbation, add_noise, change_speed, find_noise_files
+from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+from hf_entmax_asr.recognition import SpeechSeq2SeqCollator
+from hf_entmax_asr.tokenization import train_character_tokenizer
+from hf_entmax_asr.training import RecipeError, train
+from hf_entmax_asr.training import loading as loading_module
+from support.tones import tiny_recipe, weights, write_splits
+
+RATE = 16_000
+
+
+def tone(frequency_hz: float, seconds: float = 0.5) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def pitch(waveform: np.ndarray) -> float:
+    """The strongest frequency, in Hz."""
+    return float(np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)))).argmax() * RATE / len(waveform))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1, 0.85])
+def test_speed_moves_length_and_pitch_together(speed):
+    changed = change_speed(tone(800), speed)
+    assert len(changed) == int(np.ceil(8000 / speed))
+    assert changed.dtype == np.float32
+    assert pitch(changed) == pytest.approx(800 * speed, abs=RATE / len(changed))
+    inner = slice(500, -500)  # away from the ends, where the sums reach into silence
+    expected = 0.3 * np.sin(2 * np.pi * 800 * speed * np.arange(len(changed)) / RATE)
+    np.testing.assert_allclose(changed[inner], expected[inner], atol=1e-4)
+
+
+def test_speed_one_is_the_same_waveform():
+    assert np.array_equal(change_speed(tone(500), 1.0), tone(500))
+
+
+@pytest.mark.parametrize("snr_db", [-5.0, 0.0, 20.0])
+def test_noise_has_the_asked_power(snr_db):
+    speech, noise = tone(300), np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    added = add_noise(speech, noise, snr_db) - speech
+    assert 10 * np.log10(np.mean(speech**2) / np.mean(added**2)) == pytest.approx(snr_db, abs=0.01)
+    assert np.array_equal(add_noise(speech, np.zeros(8000), snr_db), speech)
+    assert np.array_equal(add_noise(np.zeros(8000), noise, snr_db), np.zeros(8000))
+
+
+def test_volume_is_uniform_in_decibels_and_the_generator_decides():
+    perturb, source = WaveformPerturbation(volume_db=6.0), generator()
+    gains = [20 * np.log10(perturb(tone(400), source)[3] / tone(400)[3]) for _ in range(400)]
+    assert -6 <= min(gains) < -5.5
+    assert 5.5 < max(gains) <= 6
+    assert np.mean(gains) == pytest.approx(0, abs=0.6)
+    again = [perturb(tone(400), g) for g in (generator(3), generator(3), generator(4))]
+    assert np.array_equal(again[0], again[1])
+    assert not np.array_equal(again[0], again[2])
+
+
+def test_a_share_of_the_utterances_gets_noise_of_a_ratio_within_the_bounds():
+    perturb, source = WaveformPerturbation(noise_share=0.3, noise_snr_db=(5.0, 15.0)), generator()
+    speech = tone(400)
+    added = [perturb(speech, source) - speech for _ in range(400)]
+    noisy = [float(10 * np.log10(np.mean(speech**2) / np.mean(a**2))) for a in added if a.any()]
+    assert len(noisy) / 400 == pytest.approx(0.3, abs=0.07)
+    assert 5 <= min(noisy) < 6
+    assert 14 < max(noisy) <= 15.01
+
+
+def test_recorded_noise_is_resampled_read_from_anywhere_and_repeated(tmp_path):
+    (tmp_path / "deep").mkdir()
+    soundfile.write(tmp_path / "deep" / "hum.wav", tone(1000, 0.1), RATE)
+    soundfile.write(tmp_path / "other.flac", np.tile(tone(1000, 0.1)[::2], 2), RATE // 2)
+    files = find_noise_files(str(tmp_path))
+    assert [path.name for path in files] == ["hum.wav", "other.flac"]
+    perturb, source = WaveformPerturbation(noise_share=1.0, noise_snr_db=(0.0, 0.0), noise_files=files), generator()
+    added = [perturb(tone(200), source) - tone(200) for _ in range(8)]
+    assert all(pitch(a) == pytest.approx(1000, abs=5) for a in added)
+    assert len({round(float(a[0]), 6) for a in added}) > 4
+    with pytest.raises(RecipeError, match="holds no audio files"):
+        find_noise_files(str(tmp_path / "nothing"))
+
+
+@pytest.fixture(scope="module")
+def processor() -> EntmaxAsrProcessor:
+    return EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(feature_size=20), train_character_tokenizer(["abcdef"]))
+
+
+def test_the_collator_plays_each_example_at_its_speed(processor):
+    examples = [{"audio": tone(400), "speed": 0.8}, {"audio": tone(400)}]
+    batch = SpeechSeq2SeqCollator(processor)(examples)
+    extractor = processor.feature_extractor
+    assert batch["attention_mask"].sum(1).tolist() == [extractor.num_frames(10_000), extractor.num_frames(8000)]
+    slow = extractor([change_speed(tone(400), 0.8)], sampling_rate=RATE, return_tensors="pt")["input_features"]
+    assert torch.equal(batch["input_features"][0], slow[0])
+
+
+def test_the_collator_does_not_pass_cached_features_off_as_perturbed(processor):
+    collator = SpeechSeq2SeqCollator(processor, perturb=WaveformPerturbation(volume_db=3.0))
+    with pytest.raises(ValueError, match="an example needs 'audio'; this one has"):
+        collator([{"input_features": torch.zeros(9, 20)}])
+
+
+AUGMENTATION = {"speeds": [0.9, 1.0, 1.1], "noise_share": 0.5, "volume_db": 3.0}
+
+
+def perturbed(root: Path, **sections):
+    features = {"feature_size": 20, "cmvn": "global"}
+    data = {"validation_split": None}
+    return tiny_recipe(root, augmentation=AUGMENTATION, features=features, data=data, **sections)
+
+
+def test_a_run_with_all_of_it_resumes_bit_for_bit_in_workers_too(tmp_path):
+    tones = write_splits(tmp_path / "tones", train=20)
+    # A worker computes on one thread, this process on several, and sums then differ in their last digits.
+    recipe = perturbed(tones, schedule={"max_steps": 6}, batching={"num_workers": 1})
+    whole = train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", stop_after=4)
+    resumed = train(recipe, tmp_path / "parts", resume=True)
+    here, there = weights(whole.last), weights(resumed.last)
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    plain = train(
+        tiny_recipe(tones, features={"cmvn": "global"}, data={"validation_split": None}, schedule={"max_steps": 6}),
+        tmp_path / "plain",
+    )
+    assert any(not torch.equal(here[name], tensor) for name, tensor in weights(plain.last).items())
+
+
+def test_features_are_not_cached_where_waveforms_change(tmp_path, monkeypatch):
+    tones = write_splits(tmp_path / "tones", train=8, validation=2)
+    seen = []
+    make = loading_module.batch_loader
+    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or make(*a))
+    recipe = tiny_recipe(tones, augmentation={"speeds": [0.9, 1.1]}, schedule={"max_steps": 1})
+    train(recipe, tmp_path / "run")
+    assert seen[0].features is None
+    with pytest.raises(RecipeError, match=r"has \d+ frames and batching.frames_per_batch is 130: raise it"):
+        train(
+            tiny_recipe(tones, augmentation={"speeds": [0.5]}, batching={"frames_per_batch": 130}), tmp_path / "tight"
+        )
+    noise = {"noise_share": 0.5, "noise_path": str(tmp_path / "none")}
+    with pytest.raises(RecipeError, match="holds no audio files; null takes white noise"):
+        train(tiny_recipe(tones, augmentation=noise), tmp_path / "noise")
