@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Make a recogniser of this package out of a Whisper checkpoint: the same weights, the same outputs.
+
+    python scripts/convert_whisper.py openai/whisper-tiny.en --output runs/tiny
+    python scripts/convert_whisper.py my_whisper/ --output runs/monotonic --set cross_attention=monotonic \\
+        monotonic_chunk_size=null
+
+Any Whisper that transformers loads, from the Hub or a folder, of any size, English or multilingual. --set changes the
+configuration (`EntmaxAsrConfig`) on the way: sparse transforms, monotonic cross-attention, a CTC head.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.pretrained import convert_whisper, converted_card
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("whisper", metavar="NAME_OR_FOLDER", help="Hub repository or folder of a Whisper")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the recogniser")
+    parser.add_argument("--language", help="what a multilingual one transcribes by default (en)")
+    parser.add_argument("--task", default="transcribe", choices=("transcribe", "translate"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig")
+    parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
+    return parser.parse_args(words)
+
+
+def settings(pairs: list[str]) -> dict[str, object]:
+    """KEY=VALUE, the value in YAML."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes KEY=VALUE, got {pair!r}")
+        result[key] = yaml.safe_load(value)
+    return result
+
+
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(words)
+    disable_progress_bar()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        if arguments.output.exists() and not arguments.overwrite:
+            raise ValueError(f"{arguments.output} exists; name another folder, or add --overwrite")
+        model, processor = convert_whisper(
+            arguments.whisper, language=arguments.language, task=arguments.task, **settings(arguments.set)
+        )
+        with atomic_folder(arguments.output) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            (folder / "README.md").write_text(converted_card(arguments.whisper, model), encoding="utf-8")
+    except (OSError, ValueError, StrictDataclassError, yaml.YAMLError) as error:
+        print(f"convert_whisper.py: {error}", file=sys.stderr)
+        return 1
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{arguments.output}: {size:.1f} M parameters, started from {arguments.whisper}")
+    print(f"transcribe with: python scripts/transcribe.py {arguments.output} recording.wav")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Whisper's log-mel features as pure functions (Radford et al. 2022, arXiv 2212.04356, Sec. 2.2).
+
+Axes: B batch, N samples, T frames, K frequencies of the spectrum, F mel bins.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
+
+SAMPLING_RATE = 16_000
+WINDOW_SAMPLES = 400  # 25 ms, Hann
+HOP_SAMPLES = 160  # 10 ms
+POWER_FLOOR = 1e-10  # before the logarithm
+RANGE = 8.0  # decades of power below the utterance's maximum, where values are cut off
+SAMPLES_PER_BLOCK = 30 * SAMPLING_RATE  # bounds the temporary spectrum, however long the recording
+
+
+@functools.lru_cache(maxsize=4)
+def mel_filters(num_mel_bins: int) -> Tensor:
+    """Slaney's triangular filters (K, F) from 0 to 8,000 Hz, each of unit area."""
+    filters = mel_filter_bank(
+        num_frequency_bins=1 + WINDOW_SAMPLES // 2,
+        num_mel_filters=num_mel_bins,
+        min_frequency=0.0,
+        max_frequency=SAMPLING_RATE / 2,
+        sampling_rate=SAMPLING_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters.astype(np.float32))
+
+
+def num_log_mel_frames(num_samples: int) -> int:
+    """Frames T of so many samples: one for each 10 ms begun, at least 1."""
+    return max(1, -(-num_samples // HOP_SAMPLES))
+
+
+def log_mel(waveform: Tensor, num_mel_bins: int = 80, mirror_end: bool = False) -> Tensor:
+    """log10 of the mel spectrum before it is scaled: (N,) float32 in [-1, 1] at 16 kHz -> (T, F) float32.
+
+    Frame t is centred at sample 160 t. Before the recording stands its own beginning, mirrored, behind it silence, as
+    where Whisper pads to 30 seconds: so a recording has the same frames alone, in a batch, and followed by silence.
+    With `mirror_end` its end stands there mirrored too, as Whisper does behind its window of 30 seconds.
+    """
+    frames = num_log_mel_frames(waveform.shape[0])
+    half = WINDOW_SAMPLES // 2
+    silence = max(frames * HOP_SAMPLES, half + 1) - waveform.shape[0]
+    padded = torch.nn.functional.pad(waveform.float(), (0, silence))
+    # Mirrored without the sample at the border, as torch.stft does.
+    end = padded[-half - 1 : -1].flip(0) if mirror_end else padded.new_zeros(half)
+    padded = torch.cat([padded[1 : half + 1].flip(0), padded, end])
+    window, filters = torch.hann_window(WINDOW_SAMPLES), mel_filters(num_mel_bins)
+    features = padded.new_empty(frames, num_mel_bins)
+    per_block = SAMPLES_PER_BLOCK // HOP_SAMPLES
+    for first in range(0, frames, per_block):
+        count = min(per_block, frames - first)
+        start = first * HOP_SAMPLES
+        piece = padded[start : start + (count - 1) * HOP_SAMPLES + WINDOW_SAMPLES]
+        spectrum = torch.stft(
+            piece, WINDOW_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
+        )  # (K, count)
+        power = spectrum.real.square() + spectrum.imag.square()
+        features[first : first + count] = (power.T @ filters).clamp(min=POWER_FLOOR).log10()
+    return features
+
+
+def scale_log_mel(features: Tensor) -> Tensor:
+    """(T, F) of one recording -> (T, F) in about [-1, 1]: cut off 8 decades below its maximum, then (x + 4) / 4."""
+    return (features.clamp(min=features.max() - RANGE) + 4) / 4

@@ -1,0 +1,229 @@
+"""A Whisper checkpoint of transformers' format as a recogniser of this package, with the same outputs.
+
+With softmax, full cross-attention and audio padded to 30 seconds (the extractor's `min_seconds`) the logits are
+Whisper's; every other setting of `EntmaxAsrConfig` starts from there. Radford et al. 2022, arXiv 2212.04356.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
+from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+from hf_entmax_asr.model.layers import sinusoidal_positions
+from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+
+EXACT_POSITIONS = 1e-6  # a table that differs from the sinusoids by more is kept as it is
+SAME_FIELDS = (
+    "vocab_size",
+    "num_mel_bins",
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "activation_function",
+    "max_target_positions",
+    "scale_embedding",
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+)
+WINDOW_COPIES = {"window_q_proj": "q_proj", "window_k_proj": "k_proj"}
+
+
+class NotWhisperError(ValueError):
+    """A folder or repository that is no Whisper checkpoint, or a damaged one."""
+
+
+def convert_whisper(
+    name_or_folder: str | Path, *, language: str | None = None, task: str = "transcribe", **settings: Any
+) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
+    """A recogniser that starts as a Whisper.
+
+    Args:
+        name_or_folder: a folder or Hub repository that transformers' WhisperForConditionalGeneration loads, of any
+            size, English or multilingual.
+        language, task: what a multilingual one is asked for by default ("en", "zh", …; "transcribe" or "translate");
+            English by default. `generate(language=…, task=…)` asks otherwise.
+        settings: of `EntmaxAsrConfig`; those of the architecture that Whisper fixes are refused. By default softmax
+            and full cross-attention, so that nothing changes.
+
+    Returns:
+        model in evaluation mode, processor. With ``cross_attention="monotonic"`` the window that heads read is
+        Whisper's attention, and their stopping energies start as a copy of its scores. A CTC head
+        (``ctc_loss_weight``) starts untrained.
+
+    Raises:
+        NotWhisperError: it is no Whisper, or its files are damaged or not there.
+        ValueError: a language or task that this checkpoint does not know, or a setting that does not fit.
+    """
+    source_config, source, generation = _load(str(name_or_folder))
+    tokenizer = _load_tokenizer(str(name_or_folder), source_config)
+    if fixed := sorted(settings.keys() & {*SAME_FIELDS, "front_end", "tie_word_embeddings"}):
+        raise ValueError(f"{', '.join(fixed)}: fixed by the Whisper checkpoint; leave out.")
+    weights = source.state_dict()
+    table = weights["model.encoder.embed_positions.weight"]
+    formula = sinusoidal_positions(torch.arange(len(table)), table.shape[1])
+    exact = bool((table - formula).abs().max() <= EXACT_POSITIONS)
+    config = EntmaxAsrConfig(
+        **{name: getattr(source_config, name) for name in SAME_FIELDS},
+        front_end="whisper",
+        encoder_positions="sinusoidal" if exact else "learned",
+        decoder_positions="learned",
+        max_source_positions=source_config.max_source_positions,
+        decoder_prompt_ids=prompt_ids(generation, language, task),
+        tie_word_embeddings=True,
+        **{"encoder_transform": "softmax", "decoder_transform": "softmax", "cross_attention": "full", "dropout": 0.0}
+        | settings,
+    )
+    model: Any = EntmaxAsrForConditionalGeneration(config).eval()
+    _put_weights(model, rename_weights(weights, model.state_dict()))
+    model.generation_config = _generation_config(generation, config)
+    extractor = EntmaxAsrFeatureExtractor(
+        kind="whisper", feature_size=config.num_mel_bins, sampling_rate=16_000, cmvn="none"
+    )
+    return model, EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=text_tokenizer(tokenizer))
+
+
+def rename_weights(whisper: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whisper's weights under this package's names; keys, which have no bias in Whisper, get one of 0.
+
+    Args:
+        whisper: state dict of WhisperForConditionalGeneration.
+        wanted: of the model that is to take them: what it lacks (an exact table of positions) is left out, windows of
+            monotonic heads are copies of their queries and keys, and what Whisper lacks keeps its own start.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in whisper.items():
+        name = re.sub(r"encoder\.conv([12])\.", r"encoder.subsampling.conv\1.", name)
+        name = name.replace(".final_layer_norm.", ".ffn_layer_norm.").replace("proj_out.", "lm_head.")
+        name = re.sub(r"\.(fc[12])\.", r".ffn.\1.", name)
+        renamed[name] = tensor
+        if name.endswith("k_proj.weight"):
+            renamed[name.replace(".weight", ".bias")] = tensor.new_zeros(len(tensor))
+    for name in wanted:
+        module, _, parameter = name.rpartition(".")
+        owner, _, part = module.rpartition(".")
+        if part in WINDOW_COPIES:
+            renamed[name] = renamed[f"{owner}.{WINDOW_COPIES[part]}.{parameter}"]
+    return {name: tensor for name, tensor in renamed.items() if name in wanted}
+
+
+def prompt_ids(generation: GenerationConfig, language: str | None = None, task: str | None = "transcribe") -> list[int]:
+    """What stands between the start token and the text: language and task, where the checkpoint knows several, and the
+    sign that no times follow.
+
+    Raises:
+        ValueError: a language or task that the checkpoint does not know; a language for an English checkpoint.
+    """
+    no_times = getattr(generation, "no_timestamps_token_id", None)
+    end = [] if no_times is None else [no_times]
+    if not getattr(generation, "is_multilingual", False):
+        if language not in (None, "en", "<|en|>") or task not in (None, "transcribe"):
+            raise ValueError(f"this Whisper knows English alone; language = {language!r} and task = {task!r} it cannot.")
+        return end
+    languages, tasks = getattr(generation, "lang_to_id", None) or {}, getattr(generation, "task_to_id", None) or {}
+    token = f"<|{(language or 'en').strip('<|>').lower()}|>"
+    if token not in languages:
+        known = ", ".join(sorted(name.strip("<|>") for name in languages))
+        raise ValueError(f"language = {language!r} is not known to this Whisper. Use one of: {known}.")
+    if (task or "transcribe") not in tasks:
+        raise ValueError(f"task = {task!r} is not known to this Whisper. Use one of: {', '.join(tasks)}.")
+    return [languages[token], tasks[task or "transcribe"], *end]
+
+
+def text_tokenizer(whisper: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """Whisper's tokenizer as one of texts alone: ids of the text and `<|endoftext|>`, without the prompt.
+
+    A text begins with a space, as in Whisper's own transcripts, which decoding takes away again.
+    """
+    tokenizer = Tokenizer.from_str(whisper.backend_tokenizer.to_str())
+    end = whisper.eos_token
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A $B:1 {end}:1", special_tokens=[(end, whisper.eos_token_id)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=whisper.pad_token or end,
+        bos_token=whisper.bos_token or end,
+        eos_token=end,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _load(name: str) -> tuple[WhisperConfig, WhisperForConditionalGeneration, GenerationConfig]:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, HfHubHTTPError, StrictDataclassError) as error:
+        raise NotWhisperError(f"{name} holds no configuration that transformers knows: {error}") from error
+    if not isinstance(config, WhisperConfig):
+        raise NotWhisperError(f"{name} is a {config.model_type!r} checkpoint, not a 'whisper' one.")
+    try:
+        model, report = WhisperForConditionalGeneration.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise NotWhisperError(f"the weights of {name} cannot be read: {error}") from error
+    if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):
+        raise NotWhisperError(f"{name} lacks {len(missing)} weights of a Whisper: {', '.join(missing[:5])} …")
+    return config, model, model.generation_config
+
+
+def _load_tokenizer(name: str, config: WhisperConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise NotWhisperError(f"{name} has no tokenizer: {error}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise NotWhisperError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, its model {config.vocab_size}: they do not belong "
+            "together."
+        )
+    return tokenizer
+
+
+def _put_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    if wrong := [name for name, tensor in weights.items() if tensor.shape != own[name].shape]:
+        raise NotWhisperError(
+            f"{wrong[0]} is {tuple(weights[wrong[0]].shape)} in the Whisper, {tuple(own[wrong[0]].shape)} here."
+        )
+    model.load_state_dict({**own, **weights})
+
+
+def _generation_config(whisper: GenerationConfig, config: EntmaxAsrConfig) -> GenerationConfig:
+    names = ("suppress_tokens", "begin_suppress_tokens", "is_multilingual", "lang_to_id", "task_to_id")
+    kept = {name: getattr(whisper, name) for name in (*names, "no_timestamps_token_id") if hasattr(whisper, name)}
+    return GenerationConfig(
+        decoder_start_token_id=config.decoder_start_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        max_length=config.max_target_positions,
+        **{name: value for name, value in kept.items() if value is not None},
+    )
