@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hf_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrModel
 from hf_entmax_asr.model.configuration_entmax_asr import CROSS_HEAD_TRANSFORMS, TRANSFORMS
-from hf_entmax_asr.model.encoder import sinusoidal_positions
+from hf_entmax_asr.model.layers import sinusoidal_positions
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrEncoder
 from support.small_models import CHUNKS, features, small_config, small_model, targets
 

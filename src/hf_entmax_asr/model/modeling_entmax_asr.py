@@ -13,11 +13,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import AttentionTransform, MultiHeadAttention
+from .cache import make_cache
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
-from .encoder import EncoderLayer, sinusoidal_positions
-from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
+from .encoder import EncoderLayer
+from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .layers import sinusoidal_positions
 from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
