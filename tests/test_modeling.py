@@ -108,6 +108,18 @@ def test_lengths_after_subsampling(layers):
         assert model.position_mask(mask).sum() == expected
 
 
+def test_the_front_end_tells_what_it_computes_in():
+    front_end = small_model().get_encoder().subsampling
+    assert front_end.dtype == torch.float32
+    for layer in front_end.convolutions:
+        layer.to(torch.bfloat16)
+    assert front_end.dtype == torch.bfloat16
+    front_end.convolutions = torch.nn.ModuleList()
+    front_end.projection = torch.nn.Module()  # as a quantised one: integers, and no `weight`
+    front_end.projection.packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False)
+    assert front_end.dtype == torch.float32
+
+
 def test_position_formula():
     width, positions = 6, torch.tensor([0, 3])
     rates = [10000 ** (-i / 2) for i in range(3)]
