@@ -119,11 +119,11 @@ def examine(
 
 
 def seconds_per_position(model: Any, processor: Any) -> float:
-    return model.config.downsampling_factor * processor.feature_extractor.hop_ms / 1000
+    return model.config.frames_per_position * processor.feature_extractor.hop_ms / 1000
 
 
 def generation_limit(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {"max_length": None, "max_new_tokens": inputs["input_features"].shape[1] // model.config.downsampling_factor}
+    return {"max_length": None, "max_new_tokens": model.config.positions_of(inputs["input_features"].shape[1])}
 
 
 def report_heads(model: Any, meter: SparsityMeter) -> dict[str, dict[str, list[float]]]:

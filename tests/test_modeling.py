@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hf_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrModel
 from hf_entmax_asr.model.configuration_entmax_asr import CROSS_HEAD_TRANSFORMS, TRANSFORMS
-from hf_entmax_asr.model.encoder import sinusoidal_positions
+from hf_entmax_asr.model.layers import sinusoidal_positions
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrEncoder
 from support.small_models import CHUNKS, features, small_config, small_model, targets
 
@@ -106,6 +106,18 @@ def test_lengths_after_subsampling(layers):
         assert model._get_feat_extract_output_lengths(torch.tensor(frames)) == expected
         mask = (torch.arange(61) < frames).long().unsqueeze(0)
         assert model.position_mask(mask).sum() == expected
+
+
+def test_the_front_end_tells_what_it_computes_in():
+    front_end = small_model().get_encoder().subsampling
+    assert front_end.dtype == torch.float32
+    for layer in front_end.convolutions:
+        layer.to(torch.bfloat16)
+    assert front_end.dtype == torch.bfloat16
+    front_end.convolutions = torch.nn.ModuleList()
+    front_end.projection = torch.nn.Module()  # as a quantised one: integers, and no `weight`
+    front_end.projection.packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False)
+    assert front_end.dtype == torch.float32
 
 
 def test_position_formula():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
+from hf_entmax_asr.model.cache import MonotonicLayer
 from hf_entmax_asr.model.monotonic import MonotonicAttention
 from reference import expected_alignment_loop, expected_soft_attention_loop, hard_stop
 from support.small_models import CHUNKS, small_config

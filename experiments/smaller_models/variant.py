@@ -180,7 +180,7 @@ def last_stop_seconds(model: Any, study: Study) -> float | None:
             positions += stops[:, active].amax(1)[real].sum().item()
             tokens += real.sum().item()
     hop_seconds = study.processor.feature_extractor.hop_ms / 1000
-    return round(positions / tokens * model.config.downsampling_factor * hop_seconds, 4)
+    return round(positions / tokens * model.config.frames_per_position * hop_seconds, 4)
 
 
 @torch.no_grad()

@@ -5,10 +5,15 @@ Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
+import numpy as np
 from huggingface_hub.dataclasses import strict, validated_field
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+
+Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
 TRANSFORMS = ("softmax", "sparsemax", "entmax15", "entmax", "topk")
 CROSS_HEAD_TRANSFORMS = ("none", "softmax", "sparsemax", "entmax15", "entmax")
@@ -190,9 +195,16 @@ class EntmaxAsrConfig(PreTrainedConfig):
     decoder_start_token_id: int = 1
 
     @property
-    def downsampling_factor(self) -> int:
-        """Feature frames per encoder position."""
+    def frames_per_position(self) -> int:
+        """Feature frames from one encoder position to the next: the stride of the front end."""
         return 2**self.subsampling_layers
+
+    def positions_of(self, frames: Counts) -> Counts:
+        """Encoder positions S of T feature frames, for a number, an array or a tensor of them.
+
+        T / frames_per_position, rounded up. Everything that needs lengths of the encoder's output asks here.
+        """
+        return (frames + self.frames_per_position - 1) // self.frames_per_position
 
     def heads(self, kind: str, layer: int) -> int:
         """Heads of layer `layer` in "encoder" or "decoder" self-attention, or in "cross"-attention."""

@@ -7,7 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MultiHeadAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .encoder import FeedForward, residual
+from .layers import FeedForward, residual
 from .monotonic import MonotonicAttention
 
 

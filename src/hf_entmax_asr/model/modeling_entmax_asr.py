@@ -13,15 +13,17 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import AttentionTransform, MultiHeadAttention
+from .cache import make_cache
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
-from .encoder import EncoderLayer, sinusoidal_positions
-from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
+from .encoder import EncoderLayer
+from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .layers import sinusoidal_positions
 from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
-from .subsampling import Conv2dSubsampling, frame_mask, position_mask, subsampled_length
+from .subsampling import front_end, position_mask
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -62,15 +64,13 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 
     def _get_feat_extract_output_lengths(self, input_lengths: Tensor) -> Tensor:
         """Encoder positions of utterances of `input_lengths` feature frames."""
-        for _ in range(self.config.subsampling_layers):
-            input_lengths = subsampled_length(input_lengths)
-        return input_lengths
+        return self.config.positions_of(input_lengths)
 
     def position_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
         if attention_mask is None:
             return None
-        return position_mask(attention_mask, self.config.subsampling_layers)
+        return position_mask(attention_mask, self.config.frames_per_position)
 
     def _needs_weights(self, kwargs: dict) -> bool:
         """Whether attention maps were asked for: without them, α-entmax attention need not hold them."""
@@ -84,7 +84,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
 
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)
-        self.subsampling = Conv2dSubsampling(config)
+        self.subsampling = front_end(config)
         self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.gradient_checkpointing = False
@@ -96,13 +96,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
         self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs
     ) -> tuple | BaseModelOutput:
         """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
-        if input_features.dim() != 3 or input_features.shape[-1] != self.config.num_mel_bins:
-            raise ValueError(
-                f"input_features has shape {tuple(input_features.shape)}; it must be (batch, frames, "
-                f"{self.config.num_mel_bins}), as EntmaxAsrFeatureExtractor makes it."
-            )
-        mask = None if attention_mask is None else frame_mask(attention_mask)
-        x, mask = self.subsampling(input_features.to(self.subsampling.projection.weight.dtype), mask)  # (B, S, C)
+        x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
         positions = torch.arange(x.shape[1], device=x.device)
         x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         x = dropout(x, self.config.dropout, self.training)

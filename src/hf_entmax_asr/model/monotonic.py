@@ -11,8 +11,8 @@ from .alignment import (
     soft_window,
 )
 from .attention import CrossHeadAttention, merge_heads, split_heads
+from .cache import MonotonicLayer
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .generation_entmax_asr import MonotonicLayer
 from .reading import hard_reading, hard_stops
 
 

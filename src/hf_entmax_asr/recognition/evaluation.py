@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.metrics import ErrorCounts, deletion_collapse, error_counts
 from hf_entmax_asr.recognition.batches import cut_batches
-from hf_entmax_asr.recognition.utterances import Utterances, count_positions
+from hf_entmax_asr.recognition.utterances import Utterances
 
 Batch = dict[str, torch.Tensor]
 
@@ -92,7 +92,7 @@ def recognise(
     try:
         for indices in cut_batches(np.argsort(-frames, kind="stable").tolist(), frames, most_frames):
             batch = {key: value.to(model.device) for key, value in load(indices).items() if key != "labels"}
-            positions = count_positions(frames[list(indices)], model.config.subsampling_layers)
+            positions = model.config.positions_of(frames[list(indices)])
             tokens = model.generate(
                 **batch,
                 num_beams=num_beams,

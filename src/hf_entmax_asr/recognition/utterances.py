@@ -11,7 +11,6 @@ import torch
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import read_corpus
-from hf_entmax_asr.model.subsampling import subsampled_length
 from hf_entmax_asr.recognition.batches import cut_batches
 
 logger = logging.getLogger(__name__)
@@ -91,13 +90,6 @@ class Utterances:
         for name, frames, label in zip(self.ids, self.frames, self.labels, strict=True):
             digest.update(f"{name}\t{frames}\t{label}\n".encode())
         return digest.hexdigest()[:16]
-
-
-def count_positions(frames: np.ndarray, subsampling_layers: int) -> np.ndarray:
-    """Encoder positions of so many frames: each stride-2 convolution halves, rounding up."""
-    for _ in range(subsampling_layers):
-        frames = subsampled_length(frames)
-    return frames
 
 
 def prepare_split(rows: Any, processor: Any) -> Utterances:

@@ -24,7 +24,7 @@ from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureEx
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, count_positions, prepare_split
+from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
 from hf_entmax_asr.training.batching import frames_at
 from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
@@ -222,11 +222,12 @@ def _check_tokenizer(tokenizer: Any, path: str) -> None:
 
 def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrProcessor, config: Any) -> Splits:
     """Tokenise, check and, where it fits, cache the features of the splits (training split first)."""
-    ctc_layers = config.subsampling_layers if config.ctc_loss_weight > 0 else None
     budget = float(recipe.data.feature_cache_megabytes)
     prepared: dict[str, Utterances] = {}
     for role, split in rows.items():
-        utterances = checked(role, prepare_split(split, processor), recipe.data, processor.tokenizer, ctc_layers)
+        utterances = prepare_split(split, processor)
+        positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
+        utterances = checked(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
             utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
@@ -279,7 +280,7 @@ def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConf
 def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> EntmaxAsrForConditionalGeneration:
     """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
     if recipe.model.get("energy_bias_init") == "auto":
-        positions = count_positions(train.frames, config.subsampling_layers).sum() / train.tokens.sum()
+        positions = config.positions_of(train.frames).sum() / train.tokens.sum()
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
     return EntmaxAsrForConditionalGeneration(config)
