@@ -29,7 +29,11 @@ POSITIVE_SIZES = (
     "decoder_ffn_dim",
     "subsampling_channels",
     "attention_topk",
+    "max_source_positions",
+    "max_target_positions",
 )
+FRONT_ENDS = ("conv2d", "whisper")
+POSITIONS = ("sinusoidal", "learned")
 FRACTIONS = (
     "dropout",
     "attention_dropout",
@@ -70,6 +74,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
         activation_function (`str`): of the feed-forward layers, a name that transformers knows.
         dropout, attention_dropout, activation_dropout (`float`): of sublayer outputs, attention maps, and inside the
             feed-forward layers.
+        front_end (`str`): `"conv2d"`, convolutions over time and mel bins, or `"whisper"`, Whisper's two over time alone
+            (50 positions a second; then subsampling_layers is 1).
         subsampling_layers (`int`): 1 or 2 convolutions 3x3 of stride 2 in front (50 or 25 positions a second at a
             10 ms hop). The paper gives no number; 2 is our reading.
         subsampling_channels (`int`): channels of those convolutions (ours).
@@ -120,8 +126,16 @@ class EntmaxAsrConfig(PreTrainedConfig):
         ctc_loss_weight (`float`): weight of a CTC loss on the encoder, blank = pad token; 0 builds no CTC head.
         label_smoothing (`float`): of the cross entropy, in training only.
 
-    Blocks are pre-norm and positions sinusoidal; `tie_word_embeddings` shares the output projection with the token
-    embedding.
+    Positions and prompts (not in the paper; a pretrained start needs them):
+        encoder_positions, decoder_positions (`str`): `"sinusoidal"`, of any length, or `"learned"`, a table of
+            max_source_positions and max_target_positions rows, beyond which nothing can be read or written.
+        max_source_positions, max_target_positions (`int`): those lengths, in encoder positions and in tokens.
+        scale_embedding (`bool`): multiply what comes out of the front end and the token embeddings by √C before
+            positions are added.
+        decoder_prompt_ids (`list[int]`): tokens between the start token and the text, given and never predicted, as
+            Whisper's language and task.
+
+    Blocks are pre-norm; `tie_word_embeddings` shares the output projection with the token embedding.
     """
 
     model_type = "entmax_asr"
@@ -154,8 +168,14 @@ class EntmaxAsrConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
     activation_dropout: float | int = 0.0
+    front_end: str = "conv2d"
     subsampling_layers: int = 2
     subsampling_channels: int = 128
+    encoder_positions: str = "sinusoidal"
+    decoder_positions: str = "sinusoidal"
+    max_source_positions: int = 1500
+    max_target_positions: int = 448
+    scale_embedding: bool = True
 
     encoder_transform: str = "entmax"
     decoder_transform: str = "entmax"
@@ -193,6 +213,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int = 1
+    decoder_prompt_ids: list[int] | tuple[int, ...] = ()
 
     @property
     def frames_per_position(self) -> int:
@@ -251,6 +272,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
             ("cross_transform", TRANSFORMS),
             ("cross_head_transform", CROSS_HEAD_TRANSFORMS),
             ("cross_attention", ("full", "monotonic")),
+            ("front_end", FRONT_ENDS),
+            ("encoder_positions", POSITIONS),
+            ("decoder_positions", POSITIONS),
             ("head_regularizer", HEAD_REGULARIZERS),
             ("activation_function", tuple(ACT2FN)),
         ):
@@ -272,6 +296,16 @@ class EntmaxAsrConfig(PreTrainedConfig):
             raise ValueError(f"d_model = {self.d_model} must be even: half of a position is sines, half cosines.")
         if self.subsampling_layers not in (1, 2):
             raise ValueError(f"subsampling_layers = {self.subsampling_layers} must be 1 or 2.")
+        if self.front_end == "whisper" and self.subsampling_layers != 1:
+            raise ValueError(
+                f"subsampling_layers = {self.subsampling_layers} must be 1 with front_end = 'whisper', of whose two "
+                "convolutions one has stride 2."
+            )
+        if outside := [token for token in self.decoder_prompt_ids if not 0 <= token < self.vocab_size]:
+            raise ValueError(
+                f"decoder_prompt_ids = {list(self.decoder_prompt_ids)} holds {outside[0]}, which is no token: "
+                f"vocab_size = {self.vocab_size}."
+            )
         if self.softmax_temperature <= 0:
             raise ValueError(f"softmax_temperature = {self.softmax_temperature} must be above 0.")
         if not 1 < self.entmax_alpha_init < 2:

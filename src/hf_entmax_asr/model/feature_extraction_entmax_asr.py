@@ -1,4 +1,4 @@
-"""From waveforms to log-mel filterbank features, equal to Kaldi's, with mean and variance normalisation.
+"""From waveforms to log-mel features: Kaldi's filterbank with mean and variance normalisation, or Whisper's.
 
 Axes: B batch, T frames, N samples in a window, K frequencies of the spectrum, F mel bins.
 """
@@ -15,6 +15,7 @@ from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtr
 from transformers.utils import logging
 
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .log_mel import HOP_SAMPLES, SAMPLING_RATE, WINDOW_SAMPLES, log_mel, log_mel_frames, scale_log_mel
 
 logger = logging.get_logger(__name__)
 
@@ -58,9 +59,13 @@ def _fft_size(window_samples: int) -> int:
 
 
 class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
-    """Log-mel filterbank features as Kaldi computes them (dither 0, whole windows only), then normalised.
+    """Log-mel features as Kaldi computes them (dither 0, whole windows only), then normalised; or as Whisper does.
 
     Args:
+        kind: "kaldi" or "whisper". Whisper's are scaled by each recording's maximum and fixed in all but
+            ``feature_size`` (80, or 128 for large-v3): 16 kHz, a hop of 10 ms, windows of 25 ms, ``cmvn`` "none".
+        min_seconds: a shorter recording is followed by silence up to that length, which counts as real: 30 is what
+            Whisper itself does. 0: every recording has its own length.
         feature_size: number of mel bins F, at least 3.
         sampling_rate: samples per second of the audio. Audio at another rate is refused, never resampled here.
         hop_ms: time from one frame to the next.
@@ -91,9 +96,13 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
         cmvn_mean: Iterable[float] | None = None,
         cmvn_std: Iterable[float] | None = None,
         padding_value: float = 0.0,
+        kind: str = "kaldi",
+        min_seconds: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.kind = kind
+        self.min_seconds = min_seconds
         self.hop_ms = hop_ms
         self.window_ms = window_ms
         self.cmvn = cmvn
@@ -119,7 +128,20 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"padding_side is {self.padding_side!r}; the model reads time from the left: use 'right'.")
         if not math.isfinite(self.padding_value):
             raise ValueError(f"padding_value is {self.padding_value}; it must be a finite number.")
-        _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
+        if not (math.isfinite(self.min_seconds) and self.min_seconds >= 0):
+            raise ValueError(f"min_seconds is {self.min_seconds}; it must be a finite number, 0 or more.")
+        match self.kind:
+            case "kaldi":
+                _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
+            case "whisper":
+                given = (self.sampling_rate, self.hop_samples, self.window_samples, self.cmvn)
+                if given != (SAMPLING_RATE, HOP_SAMPLES, WINDOW_SAMPLES, "none"):
+                    raise ValueError(
+                        f"kind 'whisper' needs a sampling_rate of {SAMPLING_RATE} Hz, a hop_ms of 10, a window_ms of 25 "
+                        f"and cmvn 'none'; got {self.sampling_rate} Hz, {self.hop_ms}, {self.window_ms}, {self.cmvn!r}."
+                    )
+            case _:
+                raise ValueError(f"kind is {self.kind!r}; use 'kaldi' or 'whisper'.")
         if self.cmvn not in ("utterance", "global", "none"):
             raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global' or 'none'.")
         if (self.cmvn_mean is None) != (self.cmvn_std is None):
@@ -142,7 +164,13 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
 
     def num_frames(self, num_samples: int) -> int:
         """The number of frames T that a recording of ``num_samples`` gives; at least 1."""
+        num_samples = max(num_samples, self._least_samples())
+        if self.kind == "whisper":
+            return log_mel_frames(num_samples)
         return 1 + max(0, num_samples - self.window_samples) // self.hop_samples
+
+    def _least_samples(self) -> int:
+        return round(self.min_seconds * self.sampling_rate)
 
     def __call__(
         self,
@@ -193,9 +221,14 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """The filterbank before normalisation: (samples,) float32 in [-1, 1] on the CPU -> (T, F) float32.
 
-        Computed in float64. Kaldi computes in float32, so the two agree within 1e-3 except where a bin lies more than
+        Kaldi's is computed in float64. Kaldi itself computes in float32, so the two agree within 1e-3 except where a bin lies more than
         about 80 dB below the strongest bin of its frame; there Kaldi's own rounding reaches 3e-2.
         """
+        silence = self._least_samples() - waveform.shape[0]
+        if silence > 0:
+            waveform = torch.nn.functional.pad(waveform, (0, silence))
+        if self.kind == "whisper":
+            return log_mel(waveform, self.feature_size, mirror_end=self.min_seconds > 0)
         window, filters = _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
         missing = self.window_samples - waveform.shape[0]
         if missing > 0:
@@ -219,6 +252,8 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: ``cmvn`` is "global" and no statistics are stored.
         """
+        if self.kind == "whisper":
+            return scale_log_mel(features)
         if self.cmvn == "none":
             return features
         if self.cmvn == "global":
@@ -244,6 +279,8 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
             ValueError: no recordings, or one that `__call__` would refuse; the settings are then left as they were.
         """
         self._check_sampling_rate(sampling_rate)
+        if self.kind == "whisper":
+            raise ValueError("Whisper's features are scaled by each recording's maximum; they take no statistics.")
         count = 0
         total, total_square = torch.zeros(2, self.feature_size, dtype=torch.float64)  # (F,) each
         for index, item in enumerate(waveforms):

@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 
 from .cache import make_cache
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .prompts import DETECT, likeliest_languages, prompt_ids
 
 
 def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:
@@ -24,8 +25,12 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     config: EntmaxAsrConfig
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, generation_config=None, *args, **kwargs):
+    def generate(self, inputs: Tensor | None = None, generation_config=None, *args, language=None, task=None, **kwargs):
         """As in transformers, with greedy search, sampling, beam search and assisted decoding.
+
+        `language` ("en", …, or "auto" to choose the likeliest for each utterance) and `task` ("transcribe",
+        "translate") are for models that started from a multilingual Whisper; by default the configuration's
+        `decoder_prompt_ids` stand before the text.
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
@@ -35,7 +40,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         features = kwargs.get("input_features") if inputs is None else inputs
         encoder_outputs = kwargs.get("encoder_outputs")
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
-        if encoder_outputs is None and features is not None and wants_boundaries:
+        needs_states = wants_boundaries or language == DETECT
+        if encoder_outputs is None and features is not None and needs_states:
             encoder_outputs = self.get_encoder()(
                 features,
                 attention_mask=kwargs.get("attention_mask"),
@@ -43,6 +49,14 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 output_hidden_states=settings.output_hidden_states,
                 return_dict=True,
             )
+        start = features if encoder_outputs is None else encoder_outputs[0]
+        if start is not None and kwargs.get("decoder_input_ids") is None:
+            rows = (len(start), start.device)
+            prompt = self._prompt(*rows, language, task, encoder_outputs, kwargs.get("attention_mask"))
+            kwargs["decoder_input_ids"] = prompt
+            if "max_new_tokens" in kwargs and self.config.decoder_positions == "learned":
+                longest = self.config.max_target_positions - prompt.shape[1]
+                kwargs["max_new_tokens"] = min(kwargs["max_new_tokens"], longest)
         if encoder_outputs is not None:
             # A copy, because transformers repeats the states for each beam in place.
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
@@ -56,6 +70,29 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 encoder_outputs=(states.repeat_interleave(repeats, 0),),
             )
         return result
+
+    def _prompt(
+        self,
+        rows: int,
+        device: torch.device,
+        language: str | None,
+        task: str | None,
+        encoder_outputs: BaseModelOutput | tuple | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """(rows, 1 + tokens of the prompt): what every utterance's text follows."""
+        start = torch.full((rows, 1), self.config.decoder_start_token_id, device=device)
+        if language == DETECT:
+            logits = self(
+                encoder_outputs=encoder_outputs, attention_mask=attention_mask, decoder_input_ids=start, use_cache=False
+            ).logits[:, 0]
+            languages = likeliest_languages(logits, self.generation_config)
+            prompts = [prompt_ids(self.generation_config, each, task) for each in languages]
+        elif language is not None or task is not None:
+            prompts = [prompt_ids(self.generation_config, language, task)] * rows
+        else:
+            prompts = [list(self.config.decoder_prompt_ids)] * rows
+        return torch.cat([start, torch.tensor(prompts, dtype=torch.long, device=device).view(rows, -1)], 1)
 
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"

@@ -18,6 +18,36 @@ def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
+class Positions(nn.Module):
+    """Adds to x (B, S, C) its positions, from a formula or from a learned table (`encoder_positions`)."""
+
+    def __init__(self, config: EntmaxAsrConfig, side: str):
+        super().__init__()
+        self.side = side
+        self.rows = config.max_source_positions if side == "encoder" else config.max_target_positions
+        if getattr(config, f"{side}_positions") == "learned":
+            self.weight = nn.Parameter(torch.empty(self.rows, config.d_model))
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """`first` is the position of x[:, 0].
+
+        Raises:
+            ValueError: beyond the end of a learned table.
+        """
+        last = first + x.shape[1]
+        if not hasattr(self, "weight"):
+            positions = sinusoidal_positions(torch.arange(first, last, device=x.device), x.shape[2])
+        elif last > self.rows:
+            limit, things = ("source", "positions of audio") if self.side == "encoder" else ("target", "tokens")
+            raise ValueError(
+                f"{last} {things} are more than max_{limit}_positions = {self.rows}, the length of the learned table of "
+                "positions. Cut the audio at pauses, or ask for fewer tokens."
+            )
+        else:
+            positions = self.weight[first:last]
+        return x + positions.to(x.dtype)
+
+
 class FeedForward(nn.Module):
     """Two linear layers with an activation between, in every block."""
 

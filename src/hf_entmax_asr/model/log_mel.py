@@ -33,7 +33,7 @@ def mel_filters(num_mel_bins: int) -> Tensor:
     return torch.from_numpy(filters.astype(np.float32))
 
 
-def num_log_mel_frames(num_samples: int) -> int:
+def log_mel_frames(num_samples: int) -> int:
     """Frames T of so many samples: one for each 10 ms begun, at least 1."""
     return max(1, -(-num_samples // HOP_SAMPLES))
 
@@ -45,7 +45,7 @@ def log_mel(waveform: Tensor, num_mel_bins: int = 80, mirror_end: bool = False) 
     where Whisper pads to 30 seconds: so a recording has the same frames alone, in a batch, and followed by silence.
     With `mirror_end` its end stands there mirrored too, as Whisper does behind its window of 30 seconds.
     """
-    frames = num_log_mel_frames(waveform.shape[0])
+    frames = log_mel_frames(waveform.shape[0])
     half = WINDOW_SAMPLES // 2
     silence = max(frames * HOP_SAMPLES, half + 1) - waveform.shape[0]
     padded = torch.nn.functional.pad(waveform.float(), (0, silence))

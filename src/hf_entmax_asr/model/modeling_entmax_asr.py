@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers import initialization as init
@@ -19,7 +20,7 @@ from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
-from .layers import sinusoidal_positions
+from .layers import Positions
 from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
@@ -46,11 +47,11 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
+        elif isinstance(module, nn.Embedding) or (isinstance(module, Positions) and hasattr(module, "weight")):
             init.normal_(module.weight, mean=0.0, std=self.config.d_model**-0.5)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -72,6 +73,10 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
             return None
         return position_mask(attention_mask, self.config.frames_per_position)
 
+    def _embedding_scale(self) -> float:
+        """What features and embeddings are multiplied by before positions are added."""
+        return math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
+
     def _needs_weights(self, kwargs: dict) -> bool:
         """Whether attention maps were asked for: without them, α-entmax attention need not hold them."""
         return bool(kwargs.get("output_attentions", self.config.output_attentions))
@@ -85,6 +90,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)
         self.subsampling = front_end(config)
+        self.embed_positions = Positions(config, "encoder")
         self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.gradient_checkpointing = False
@@ -97,8 +103,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     ) -> tuple | BaseModelOutput:
         """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
         x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
-        positions = torch.arange(x.shape[1], device=x.device)
-        x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
+        x = self.embed_positions(x * self._embedding_scale())
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
@@ -125,6 +130,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.embed_positions = Positions(config, "decoder")
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.gradient_checkpointing = False
@@ -148,12 +154,11 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
+            inputs_embeds = self.embed_tokens(input_ids) * self._embedding_scale()
         past_key_values = make_cache(self.config, past_key_values) if use_cache else None
         past_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
         tokens = inputs_embeds.shape[1]
-        positions = torch.arange(past_tokens, past_tokens + tokens, device=inputs_embeds.device)
-        x = inputs_embeds + sinusoidal_positions(positions, self.config.d_model).to(inputs_embeds.dtype)
+        x = self.embed_positions(inputs_embeds, past_tokens)
         x = dropout(x, self.config.dropout, self.training)
         self_mask = causal_mask(attention_mask, tokens, past_tokens, x.device)
         source_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
@@ -306,7 +311,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:
-                    decoder_attention_mask = labels != IGNORED
+                    decoder_attention_mask = F.pad(labels != IGNORED, (len(self.config.decoder_prompt_ids), 0), value=True)
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -319,7 +324,10 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             return_dict=True,
             **kwargs,
         )
-        logits = self.lm_head(outputs.last_hidden_state)
+        hidden_states = outputs.last_hidden_state
+        if labels is not None:
+            hidden_states = hidden_states[:, -labels.shape[1] :]  # without those of the prompt
+        logits = self.lm_head(hidden_states)
         parts: dict[str, Tensor] = {}
         if labels is not None:
             ctc_logits = None
@@ -350,9 +358,10 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         )
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """(B, U) labels, −100 where padded -> (B, U) decoder inputs: shifted right behind the start token."""
-        shifted = labels.new_full(labels.shape, self.config.decoder_start_token_id)
-        shifted[:, 1:] = labels[:, :-1]
+        """(B, U) labels, −100 where padded -> (B, P + U) decoder inputs: shifted right behind the start token and the P
+        tokens of the prompt."""
+        given = torch.tensor([self.config.decoder_start_token_id, *self.config.decoder_prompt_ids], device=labels.device)
+        shifted = torch.cat([given.to(labels.dtype).expand(len(labels), -1), labels[:, :-1]], 1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
     def alphas(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
@@ -71,9 +72,34 @@ class Conv2dSubsampling(FrontEnd):
         return self.projection(x.transpose(1, 2).flatten(2)), mask
 
 
+class WhisperFrontEnd(FrontEnd):
+    """Whisper's two convolutions over time, of width 3, each with GELU; the second has stride 2.
+
+    Padding is cleared before each of them.
+    """
+
+    def __init__(self, config: EntmaxAsrConfig):
+        super().__init__(config)
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+
+    def subsample(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = x.transpose(1, 2)  # (B, F, T)
+        if mask is None:
+            x = gelu(self.conv1(x))  # (B, C, T)
+        else:
+            padding = ~mask[:, None, :]
+            x = gelu(self.conv1(x.masked_fill(padding, 0.0))).masked_fill(padding, 0.0)
+            mask = mask[:, ::2]
+        return gelu(self.conv2(x)).transpose(1, 2), mask  # (B, T/2, C)
+
+
+FRONT_ENDS: dict[str, type[FrontEnd]] = {"conv2d": Conv2dSubsampling, "whisper": WhisperFrontEnd}
+
+
 def front_end(config: EntmaxAsrConfig) -> FrontEnd:
     """The front end that the configuration names."""
-    return Conv2dSubsampling(config)
+    return FRONT_ENDS[config.front_end](config)
 
 
 def frame_mask(attention_mask: Tensor) -> Tensor:

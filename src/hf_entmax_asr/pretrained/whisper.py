@@ -29,6 +29,7 @@ from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureEx
 from hf_entmax_asr.model.layers import sinusoidal_positions
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+from hf_entmax_asr.model.prompts import prompt_ids
 
 EXACT_POSITIONS = 1e-6  # a table that differs from the sinusoids by more is kept as it is
 SAME_FIELDS = (
@@ -49,6 +50,7 @@ SAME_FIELDS = (
     "pad_token_id",
     "decoder_start_token_id",
 )
+FIXED_FIELDS = ("front_end", "subsampling_layers", "decoder_positions", "max_source_positions", "tie_word_embeddings")
 WINDOW_COPIES = {"window_q_proj": "q_proj", "window_k_proj": "k_proj"}
 
 
@@ -80,7 +82,7 @@ def convert_whisper(
     """
     source_config, source, generation = _load(str(name_or_folder))
     tokenizer = _load_tokenizer(str(name_or_folder), source_config)
-    if fixed := sorted(settings.keys() & {*SAME_FIELDS, "front_end", "tie_word_embeddings"}):
+    if fixed := sorted(settings.keys() & {*SAME_FIELDS, *FIXED_FIELDS}):
         raise ValueError(f"{', '.join(fixed)}: fixed by the Whisper checkpoint; leave out.")
     weights = source.state_dict()
     table = weights["model.encoder.embed_positions.weight"]
@@ -89,6 +91,7 @@ def convert_whisper(
     config = EntmaxAsrConfig(
         **{name: getattr(source_config, name) for name in SAME_FIELDS},
         front_end="whisper",
+        subsampling_layers=1,
         encoder_positions="sinusoidal" if exact else "learned",
         decoder_positions="learned",
         max_source_positions=source_config.max_source_positions,
@@ -128,29 +131,6 @@ def rename_weights(whisper: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
         if part in WINDOW_COPIES:
             renamed[name] = renamed[f"{owner}.{WINDOW_COPIES[part]}.{parameter}"]
     return {name: tensor for name, tensor in renamed.items() if name in wanted}
-
-
-def prompt_ids(generation: GenerationConfig, language: str | None = None, task: str | None = "transcribe") -> list[int]:
-    """What stands between the start token and the text: language and task, where the checkpoint knows several, and the
-    sign that no times follow.
-
-    Raises:
-        ValueError: a language or task that the checkpoint does not know; a language for an English checkpoint.
-    """
-    no_times = getattr(generation, "no_timestamps_token_id", None)
-    end = [] if no_times is None else [no_times]
-    if not getattr(generation, "is_multilingual", False):
-        if language not in (None, "en", "<|en|>") or task not in (None, "transcribe"):
-            raise ValueError(f"this Whisper knows English alone; language = {language!r} and task = {task!r} it cannot.")
-        return end
-    languages, tasks = getattr(generation, "lang_to_id", None) or {}, getattr(generation, "task_to_id", None) or {}
-    token = f"<|{(language or 'en').strip('<|>').lower()}|>"
-    if token not in languages:
-        known = ", ".join(sorted(name.strip("<|>") for name in languages))
-        raise ValueError(f"language = {language!r} is not known to this Whisper. Use one of: {known}.")
-    if (task or "transcribe") not in tasks:
-        raise ValueError(f"task = {task!r} is not known to this Whisper. Use one of: {', '.join(tasks)}.")
-    return [languages[token], tasks[task or "transcribe"], *end]
 
 
 def text_tokenizer(whisper: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:

@@ -20,14 +20,16 @@ Batch = dict[str, torch.Tensor]
 class _EndAtPositions(LogitsProcessor):
     """Ends each hypothesis after as many tokens as its utterance has encoder positions."""
 
-    def __init__(self, positions: np.ndarray, eos_token_id: int) -> None:
+    def __init__(self, positions: np.ndarray, eos_token_id: int, given: int) -> None:
+        """`given` tokens, start and prompt, stand before the text."""
+        self.given = given
         self.limits = torch.from_numpy(positions)
         self.first = int(positions.min())
         self.eos_token_id = eos_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """input_ids (B·beams, 1 + tokens so far), scores (B·beams, V)."""
-        tokens = input_ids.shape[1] - 1
+        """input_ids (B·beams, given + tokens so far), scores (B·beams, V)."""
+        tokens = input_ids.shape[1] - self.given
         if tokens < self.first:
             return scores
         limits = self.limits.to(scores.device).repeat_interleave(len(scores) // len(self.limits))
@@ -93,12 +95,14 @@ def recognise(
         for indices in cut_batches(np.argsort(-frames, kind="stable").tolist(), frames, most_frames):
             batch = {key: value.to(model.device) for key, value in load(indices).items() if key != "labels"}
             positions = model.config.positions_of(frames[list(indices)])
+            given = 1 + len(model.config.decoder_prompt_ids)
+            limit = _EndAtPositions(positions, model.config.eos_token_id, given)
             tokens = model.generate(
                 **batch,
                 num_beams=num_beams,
                 do_sample=False,
                 max_new_tokens=int(positions.max()) + 1,
-                logits_processor=LogitsProcessorList([_EndAtPositions(positions, model.config.eos_token_id)]),
+                logits_processor=LogitsProcessorList([limit]),
             )
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 texts[index] = text
