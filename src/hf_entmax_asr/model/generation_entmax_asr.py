@@ -1,8 +1,10 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
@@ -24,7 +26,9 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     config: EntmaxAsrConfig
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, generation_config=None, *args, **kwargs):
+    def generate(  # type: ignore[override]
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> ModelOutput | Tensor:
         """As in transformers, with greedy search, sampling, beam search and assisted decoding.
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
@@ -60,7 +64,9 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         """Our cache in place of the default one, because monotonic heads carry their positions in it."""
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
