@@ -30,7 +30,7 @@ from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
 from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.utterances import Utterances, prepare_split
+from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, seconds_per_position
 from hf_entmax_asr.training import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,10 +116,6 @@ def examine(
             )
             errors = here if errors is None else errors + here
     return meter, histogram, errors
-
-
-def seconds_per_position(model: Any, processor: Any) -> float:
-    return model.config.frames_per_position * processor.feature_extractor.hop_ms / 1000
 
 
 def generation_limit(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import MultiHeadAttention
+from .attention import SelfAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .layers import FeedForward, residual
 
@@ -15,7 +15,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.dropout = config.dropout
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.self_attn = MultiHeadAttention(config, "encoder", layer_idx)
+        self.self_attn = SelfAttention(config, "encoder", layer_idx)
         self.ffn_layer_norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config, config.encoder_ffn_dim)
 
@@ -29,7 +29,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         """(B, S, C), mask (B, 1, 1, S) boolean, and the map (B, H, S, S) that the layer before used, for a layer that
         shares it -> (B, S, C), and the map of this layer where a later one shares it."""
         normed = self.self_attn_layer_norm(hidden_states)
-        update, weights = self.self_attn(normed, attention_mask, need_weights=need_weights, shared_map=shared_map)
+        update, weights = self.self_attn(normed, attention_mask, shared_map, need_weights=need_weights)
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
         update = self.ffn(self.ffn_layer_norm(hidden_states))
         return residual(hidden_states, update, self.dropout, self.training), weights

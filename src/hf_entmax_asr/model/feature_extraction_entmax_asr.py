@@ -1,4 +1,4 @@
-"""From waveforms to log-mel features: Kaldi's filterbank with mean and variance normalisation, or Whisper's.
+"""From waveforms to log-mel filterbank features, equal to Kaldi's, with mean and variance normalisation.
 
 Axes: B batch, T frames, N samples in a window, K frequencies of the spectrum, F mel bins.
 """
@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
+from transformers import AutoFeatureExtractor
 from transformers.utils import logging
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .log_mel import HOP_SAMPLES, SAMPLING_RATE, WINDOW_SAMPLES, log_mel, log_mel_frames, scale_log_mel
+from .speech_features import INT16_SCALE, Counts, SpeechFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
 PREEMPHASIS = 0.97
 LOWEST_FREQUENCY_HZ = 20
-INT16_SCALE = 32768.0  # Kaldi reads 16-bit samples as they are; here they are scaled to [-1, 1]
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # where Kaldi cuts off before the logarithm
-HIGHEST_AMPLITUDE = 100.0  # resampling overshoots 1 by a little; 16-bit integers kept as floats go far beyond
 STD_FLOOR = 1e-5  # a bin that never moves in an utterance becomes 0, not 0 / 0
 GLOBAL_STD_FLOOR = 0.1  # a bin that hardly moves in the training data must not be amplified without bound elsewhere
 FRAMES_PER_BLOCK = 512  # bounds the temporary arrays to about 10 MB, however long the recording
@@ -58,14 +57,10 @@ def _fft_size(window_samples: int) -> int:
     return 1 << (window_samples - 1).bit_length()
 
 
-class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
+class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
     """Log-mel features as Kaldi computes them (dither 0, whole windows only), then normalised; or as Whisper does.
 
     Args:
-        kind: "kaldi" or "whisper". Whisper's are scaled by each recording's maximum and fixed in all but
-            ``feature_size`` (80, or 128 for large-v3): 16 kHz, a hop of 10 ms, windows of 25 ms, ``cmvn`` "none".
-        min_seconds: a shorter recording is followed by silence up to that length, which counts as real: 30 is what
-            Whisper itself does. 0: every recording has its own length.
         feature_size: number of mel bins F, at least 3.
         sampling_rate: samples per second of the audio. Audio at another rate is refused, never resampled here.
         hop_ms: time from one frame to the next.
@@ -75,6 +70,10 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
             "none" leaves the logarithms as they are.
         cmvn_mean, cmvn_std: the stored statistics, F numbers each. They are saved with the extractor.
         padding_value: what padded frames hold, after normalisation; 0 is the mean.
+        kind: "kaldi" or "whisper". Whisper's are scaled by each recording's maximum and fixed in all but
+            ``feature_size`` (80, or 128 for large-v3): 16 kHz, a hop of 10 ms, windows of 25 ms, ``cmvn`` "none".
+        min_seconds: a shorter recording is followed by silence up to that length, which counts as real: 30 is what
+            Whisper itself does. 0: every recording has its own length.
 
     Raises:
         ValueError: a setting is out of range; the message names it, its value and the limit.
@@ -84,7 +83,7 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
     short. Stereo is refused: mix it down with ``audio.mean(axis=...)``.
     """
 
-    model_input_names = ["input_features", "attention_mask"]  # noqa: RUF012 (declared so by transformers)
+    frame_settings = ("kind", "feature_size", "sampling_rate", "hop_ms", "window_ms", "min_seconds")
 
     def __init__(
         self,
@@ -130,6 +129,18 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"padding_value is {self.padding_value}; it must be a finite number.")
         if not (math.isfinite(self.min_seconds) and self.min_seconds >= 0):
             raise ValueError(f"min_seconds is {self.min_seconds}; it must be a finite number, 0 or more.")
+        self._validate_kind()
+        if self.cmvn not in ("utterance", "global", "none"):
+            raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global' or 'none'.")
+        if (self.cmvn_mean is None) != (self.cmvn_std is None):
+            raise ValueError("cmvn_mean and cmvn_std belong together: give both or neither.")
+        for name, values in (("cmvn_mean", self.cmvn_mean), ("cmvn_std", self.cmvn_std)):
+            if values is not None and (len(values) != self.feature_size or not all(map(math.isfinite, values))):
+                raise ValueError(f"{name} must be {self.feature_size} finite numbers, one a mel bin; got {values}.")
+        if self.cmvn_std is not None and min(self.cmvn_std) <= 0:
+            raise ValueError(f"cmvn_std must be positive; its smallest value is {min(self.cmvn_std)}.")
+
+    def _validate_kind(self) -> None:
         match self.kind:
             case "kaldi":
                 _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
@@ -142,15 +153,6 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
                     )
             case _:
                 raise ValueError(f"kind is {self.kind!r}; use 'kaldi' or 'whisper'.")
-        if self.cmvn not in ("utterance", "global", "none"):
-            raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global' or 'none'.")
-        if (self.cmvn_mean is None) != (self.cmvn_std is None):
-            raise ValueError("cmvn_mean and cmvn_std belong together: give both or neither.")
-        for name, values in (("cmvn_mean", self.cmvn_mean), ("cmvn_std", self.cmvn_std)):
-            if values is not None and (len(values) != self.feature_size or not all(map(math.isfinite, values))):
-                raise ValueError(f"{name} must be {self.feature_size} finite numbers, one a mel bin; got {values}.")
-        if self.cmvn_std is not None and min(self.cmvn_std) <= 0:
-            raise ValueError(f"cmvn_std must be positive; its smallest value is {min(self.cmvn_std)}.")
 
     @property
     def hop_samples(self) -> int:
@@ -162,69 +164,39 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
         """Samples in a window (N), rounded down as in Kaldi."""
         return int(self.sampling_rate * self.window_ms / 1000)
 
-    def num_frames(self, num_samples: int) -> int:
-        """The number of frames T that a recording of ``num_samples`` gives; at least 1."""
-        num_samples = max(num_samples, self._least_samples())
+    @property
+    def shortest_samples(self) -> int:
+        """One window."""
+        return self.window_samples
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether ``cmvn`` is "global"."""
+        return self.cmvn == "global"
+
+    def num_frames(self, num_samples: Counts) -> Counts:
+        """The number of frames T that a recording of ``num_samples`` gives, at least 1; or an array of them."""
+        least = round(self.min_seconds * self.sampling_rate)
+        num_samples = num_samples + (least - num_samples) * (num_samples < least)
         if self.kind == "whisper":
             return log_mel_frames(num_samples)
-        return 1 + max(0, num_samples - self.window_samples) // self.hop_samples
+        hops = (num_samples - self.window_samples) // self.hop_samples
+        return 1 + hops * (hops > 0)
 
-    def _least_samples(self) -> int:
-        return round(self.min_seconds * self.sampling_rate)
-
-    def __call__(
-        self,
-        raw_speech: Any,
-        padding: Any = True,
-        max_length: int | None = None,
-        truncation: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_tensors: Any = None,
-        sampling_rate: int | None = None,
-        return_attention_mask: bool | None = None,
-    ) -> BatchFeature:
-        """Features of one recording or of a batch.
-
-        Args:
-            raw_speech: one recording, or a list of recordings of any lengths, or a 2-D array (B, samples). A recording
-                is a 1-D NumPy array, torch tensor or list of numbers (see the class for the scale).
-            padding: True or "longest", "max_length" (with ``max_length``), or False.
-            max_length: in frames; recordings longer than that are cut only if ``truncation`` is set, and then before
-                normalisation, so that what is cut away leaves no trace.
-            truncation, pad_to_multiple_of, return_tensors, return_attention_mask: as in SequenceFeatureExtractor.
-            sampling_rate: of ``raw_speech``. Give it always: a wrong rate is then an error, not a wrong transcript.
-
-        Returns:
-            input_features (B, T, F) float32 and attention_mask (B, T), 1 where a frame is real. A recording gives the
-            same frames in a batch as alone, bit for bit.
-
-        Raises:
-            ValueError: wrong sampling rate; audio that is empty, not finite, stereo, or not scaled to [-1, 1].
-            TypeError: something else than samples, such as a file name.
-        """
-        self._check_sampling_rate(sampling_rate)
-        features = []
-        for waveform in self._waveforms(raw_speech):
-            raw = BatchFeature({"input_features": self.log_mel(waveform)})
-            kept = self._truncate(raw, max_length, pad_to_multiple_of, truncation)["input_features"]
-            features.append(self.normalize(kept).numpy())
-        return self.pad(
-            BatchFeature({"input_features": features}),
-            padding=padding,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            return_attention_mask=return_attention_mask,
-            return_tensors=return_tensors,
-        )
+    def longest_samples(self, frames: Counts) -> Counts:
+        """The last window, and all but one sample of the next hop; of Whisper's frames, as many hops."""
+        if self.kind == "whisper":
+            return frames * self.hop_samples
+        return self.window_samples + frames * self.hop_samples - 1
 
     @torch.no_grad()
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """The filterbank before normalisation: (samples,) float32 in [-1, 1] on the CPU -> (T, F) float32.
 
-        Kaldi's is computed in float64. Kaldi itself computes in float32, so the two agree within 1e-3 except where a bin lies more than
-        about 80 dB below the strongest bin of its frame; there Kaldi's own rounding reaches 3e-2.
+        Kaldi's is computed in float64. Kaldi itself computes in float32, so the two agree within 1e-3 except where a
+        bin lies more than about 80 dB below the strongest bin of its frame; there Kaldi's own rounding reaches 3e-2.
         """
-        silence = self._least_samples() - waveform.shape[0]
+        silence = round(self.min_seconds * self.sampling_rate) - waveform.shape[0]
         if silence > 0:
             waveform = torch.nn.functional.pad(waveform, (0, silence))
         if self.kind == "whisper":
@@ -237,7 +209,7 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
         features = waveform.new_empty(frames.shape[0], self.feature_size)  # (T, F)
         blocks = zip(frames.split(FRAMES_PER_BLOCK), features.split(FRAMES_PER_BLOCK), strict=True)
         for block, out in blocks:
-            block = block.double() * INT16_SCALE
+            block = block.double() * INT16_SCALE  # Kaldi reads 16-bit samples as they are
             block -= block.mean(dim=1, keepdim=True)
             before = torch.cat([block[:, :1], block[:, :-1]], dim=1)  # the first sample counts as its own predecessor
             spectrum = torch.fft.rfft((block - PREEMPHASIS * before) * window, n=_fft_size(self.window_samples))
@@ -300,76 +272,6 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
             )
         self.cmvn, self.cmvn_mean, self.cmvn_std = "global", mean.tolist(), std.clamp(min=GLOBAL_STD_FLOOR).tolist()
         return count
-
-    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
-        if sampling_rate is None:
-            logger.warning_once(
-                f"{type(self).__name__} was not told the sampling_rate of the audio and takes it to be "
-                f"{self.sampling_rate} Hz. At another rate the features are wrong: pass sampling_rate=..."
-            )
-        elif sampling_rate != self.sampling_rate:
-            raise ValueError(
-                f"The audio has a sampling rate of {sampling_rate} Hz, this extractor needs {self.sampling_rate} Hz. "
-                "Resample the audio first."
-            )
-
-    def _waveforms(self, raw_speech: Any) -> list[torch.Tensor]:
-        """One recording or a batch of them -> a list of checked float32 waveforms (samples,)."""
-        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
-            if raw_speech.ndim == 1:
-                return [self._waveform(raw_speech, 0)]
-            if raw_speech.ndim != 2 or raw_speech.shape[1] < min(raw_speech.shape[0], self.window_samples):
-                raise ValueError(
-                    f"Audio of shape {tuple(raw_speech.shape)} is neither one recording (samples,) nor a batch "
-                    "(recordings, samples). If these are channels, mix them down: audio.mean(axis=-1)."
-                )
-        elif not isinstance(raw_speech, (list, tuple)):
-            raise TypeError(_not_samples(raw_speech))
-        if len(raw_speech) == 0:
-            raise ValueError("There is no audio: raw_speech is empty.")
-        if isinstance(raw_speech[0], numbers.Number):
-            return [self._waveform(raw_speech, 0)]
-        return [self._waveform(item, index) for index, item in enumerate(raw_speech)]
-
-    def _waveform(self, item: Any, index: int) -> torch.Tensor:
-        """One recording, checked: a fresh float32 tensor (samples,) on the CPU, in [-1, 1]."""
-        if isinstance(item, torch.Tensor):
-            item = item.detach().cpu()
-            item = item.float().numpy() if item.is_floating_point() else item.numpy()
-        elif not isinstance(item, (np.ndarray, list, tuple)):
-            raise TypeError(f"Recording {index}: {_not_samples(item)}")
-        samples = np.asarray(item)
-        if samples.ndim == 2 and 1 in samples.shape:  # one channel, written out
-            samples = samples.reshape(-1)
-        if samples.ndim != 1:
-            raise ValueError(
-                f"Recording {index} has shape {samples.shape}; it must be mono, (samples,). Mix stereo down first: "
-                "audio.mean(axis=-1) for (samples, channels), audio.mean(axis=0) for (channels, samples)."
-            )
-        if samples.size == 0:
-            raise ValueError(f"Recording {index} is empty: it holds no samples.")
-        if samples.dtype == np.int16:
-            return torch.from_numpy(samples.astype(np.float32) / np.float32(INT16_SCALE))
-        if samples.dtype.kind != "f":
-            raise ValueError(
-                f"Recording {index} holds values of type {samples.dtype}; give floats in [-1, 1] or 16-bit integers."
-            )
-        peak = np.abs(samples).max()
-        if not np.isfinite(peak):
-            first = np.flatnonzero(~np.isfinite(samples))[0]
-            raise ValueError(f"Recording {index} is not finite: sample {first} is {samples[first]}.")
-        if peak > HIGHEST_AMPLITUDE:
-            raise ValueError(
-                f"Recording {index} reaches {peak:g}; samples must be scaled to [-1, 1]. Divide 16-bit audio by 32768."
-            )
-        return torch.from_numpy(samples.astype(np.float32))  # a copy: the caller's array may be read-only
-
-
-def _not_samples(item: Any) -> str:
-    return (
-        f"expected the samples of a recording (a NumPy array, torch tensor or list of numbers), got "
-        f"{type(item).__name__}. Decode files first, for example with soundfile.read."
-    )
 
 
 EntmaxAsrFeatureExtractor.register_for_auto_class()

@@ -1,8 +1,10 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
@@ -25,7 +27,15 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     config: EntmaxAsrConfig
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, generation_config=None, *args, language=None, task=None, **kwargs):
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        language: str | None = None,
+        task: str | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | Tensor:
         """As in transformers, with greedy search, sampling, beam search and assisted decoding.
 
         `language` ("en", …, or "auto" to choose the likeliest for each utterance) and `task` ("transcribe",
@@ -49,14 +59,10 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 output_hidden_states=settings.output_hidden_states,
                 return_dict=True,
             )
-        start = features if encoder_outputs is None else encoder_outputs[0]
-        if start is not None and kwargs.get("decoder_input_ids") is None:
-            rows = (len(start), start.device)
-            prompt = self._prompt(*rows, language, task, encoder_outputs, kwargs.get("attention_mask"))
-            kwargs["decoder_input_ids"] = prompt
-            if "max_new_tokens" in kwargs and self.config.decoder_positions == "learned":
-                longest = self.config.max_target_positions - prompt.shape[1]
-                kwargs["max_new_tokens"] = min(kwargs["max_new_tokens"], longest)
+        source = features if encoder_outputs is None else encoder_outputs[0]
+        if source is not None and kwargs.get("decoder_input_ids") is None:
+            kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
+        kwargs |= self._token_limit(generation_config, kwargs)
         if encoder_outputs is not None:
             # A copy, because transformers repeats the states for each beam in place.
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
@@ -73,31 +79,46 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
     def _prompt(
         self,
-        rows: int,
-        device: torch.device,
-        language: str | None,
-        task: str | None,
+        source: Tensor,
         encoder_outputs: BaseModelOutput | tuple | None,
         attention_mask: Tensor | None,
-    ) -> Tensor:
-        """(rows, 1 + tokens of the prompt): what every utterance's text follows."""
-        start = torch.full((rows, 1), self.config.decoder_start_token_id, device=device)
+        language: str | None,
+        task: str | None,
+    ) -> dict[str, Tensor]:
+        """`decoder_input_ids` (B, 1 + tokens of the prompt) for the B rows of `source`; nothing without a prompt."""
+        given = (self.config.decoder_start_token_id,)
+        start = torch.tensor(given, device=source.device).expand(len(source), -1)
         if language == DETECT:
-            logits = self(
-                encoder_outputs=encoder_outputs, attention_mask=attention_mask, decoder_input_ids=start, use_cache=False
-            ).logits[:, 0]
-            languages = likeliest_languages(logits, self.generation_config)
+            outputs = self(encoder_outputs=encoder_outputs, attention_mask=attention_mask, decoder_input_ids=start)
+            languages = likeliest_languages(outputs.logits[:, 0], self.generation_config)
             prompts = [prompt_ids(self.generation_config, each, task) for each in languages]
         elif language is not None or task is not None:
-            prompts = [prompt_ids(self.generation_config, language, task)] * rows
+            prompts = [prompt_ids(self.generation_config, language, task)] * len(source)
         else:
-            prompts = [list(self.config.decoder_prompt_ids)] * rows
-        return torch.cat([start, torch.tensor(prompts, dtype=torch.long, device=device).view(rows, -1)], 1)
+            prompts = [list(self.config.decoder_prompt_ids)] * len(source)
+        if not prompts[0]:
+            return {}
+        return {"decoder_input_ids": torch.cat([start, torch.tensor(prompts, device=source.device)], 1)}
+
+    def _token_limit(self, generation_config: GenerationConfig | None, asked: dict[str, Any]) -> dict[str, int]:
+        """No more tokens than a learned table of positions has rows; so many, where nobody set a limit."""
+        if self.config.decoder_positions != "learned":
+            return {}
+        most, given = self.config.max_target_positions, asked.get("decoder_input_ids")
+        if asked.get("max_new_tokens") is not None:
+            return {"max_new_tokens": min(asked["max_new_tokens"], most - (1 if given is None else given.shape[1]))}
+        settings = generation_config or self.generation_config
+        unset = settings.max_new_tokens is None and settings.max_length in (None, GenerationConfig().max_length)
+        if asked.get("max_length") is None and not unset:
+            return {}
+        return {"max_length": min(asked.get("max_length") or most, most)}
 
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         """Our cache in place of the default one, because monotonic heads carry their positions in it."""
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):

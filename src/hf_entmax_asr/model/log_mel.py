@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
+from .speech_features import Counts
+
 SAMPLING_RATE = 16_000
 WINDOW_SAMPLES = 400  # 25 ms, Hann
 HOP_SAMPLES = 160  # 10 ms
@@ -33,9 +35,10 @@ def mel_filters(num_mel_bins: int) -> Tensor:
     return torch.from_numpy(filters.astype(np.float32))
 
 
-def log_mel_frames(num_samples: int) -> int:
-    """Frames T of so many samples: one for each 10 ms begun, at least 1."""
-    return max(1, -(-num_samples // HOP_SAMPLES))
+def log_mel_frames(num_samples: Counts) -> Counts:
+    """Frames T of so many samples, or of an array of them: one for each 10 ms begun, at least 1."""
+    hops = -(-num_samples // HOP_SAMPLES)
+    return hops + (hops < 1)
 
 
 def log_mel(waveform: Tensor, num_mel_bins: int = 80, mirror_end: bool = False) -> Tensor:

@@ -1,6 +1,7 @@
 """EntmaxAsr: an encoder-decoder speech recogniser with adaptively sparse and monotonic attention (arXiv 2209.15176)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MA
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import AttentionTransform, MultiHeadAttention
+from .attention import MultiHeadAttention, SelfAttention
 from .cache import make_cache
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
@@ -25,6 +26,7 @@ from .losses import IGNORED, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
+from .transforms import AttentionTransform, LearnedEntmax
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -56,8 +58,8 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, AttentionTransform) and module.kind == "entmax":
-            init.constant_(module.alpha_logit, module.initial_alpha_logit)
+        elif isinstance(module, AttentionTransform):
+            module.reset_parameters()
         elif isinstance(module, MonotonicAttention):
             init.constant_(module.energy_bias, self.config.energy_bias_init)
             if hasattr(module, "gate"):
@@ -85,7 +87,7 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     """Features -> encoder states."""
 
-    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": SelfAttention}  # noqa: RUF012
 
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)
@@ -99,7 +101,7 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs
+        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple | BaseModelOutput:
         """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
         x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
@@ -119,11 +121,8 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
     main_input_name = "input_ids"
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": DecoderLayer,
-        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": [
-            OutputRecorder(MultiHeadAttention, index=1, layer_name="encoder_attn"),
-            OutputRecorder(MonotonicAttention, index=1, layer_name="encoder_attn"),
-        ],
+        "attentions": SelfAttention,
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="encoder_attn"),
         "boundaries": OutputRecorder(MonotonicAttention, index=2, layer_name="encoder_attn"),
     }
 
@@ -147,7 +146,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | EntmaxAsrDecoderOutput:
         """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C) and encoder_attention_mask
         (B, S) -> last_hidden_state (B, U, C)."""
@@ -212,7 +211,7 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | EntmaxAsrModelOutput:
         """Arguments as for `EntmaxAsrForConditionalGeneration.forward`."""
         if encoder_outputs is None:
@@ -231,18 +230,7 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        return EntmaxAsrModelOutput(
-            last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
-            decoder_hidden_states=decoder_outputs.hidden_states,
-            decoder_attentions=decoder_outputs.attentions,
-            cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
-            head_penalty=decoder_outputs.head_penalty,
-            boundaries=decoder_outputs.boundaries,
-        )
+        return EntmaxAsrModelOutput.of_sides(encoder_outputs, decoder_outputs)
 
 
 class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGenerationMixin):
@@ -267,7 +255,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers; the CTC head follows."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if hasattr(self, "ctc_head"):
@@ -287,7 +275,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | EntmaxAsrSeq2SeqLMOutput:
         """
         Args:
@@ -311,7 +299,9 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:
-                    decoder_attention_mask = F.pad(labels != IGNORED, (len(self.config.decoder_prompt_ids), 0), value=True)
+                    decoder_attention_mask = F.pad(
+                        labels != IGNORED, (len(self.config.decoder_prompt_ids), 0), value=True
+                    )
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -330,37 +320,39 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         logits = self.lm_head(hidden_states)
         parts: dict[str, Tensor] = {}
         if labels is not None:
-            ctc_logits = None
-            if self.config.ctc_loss_weight > 0:
-                ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
-                parts["ctc_logits"] = ctc_logits.detach()
-            parts |= recognition_losses(
-                self.config,
-                logits,
-                labels,
-                ctc_logits=ctc_logits,
-                source_mask=self.position_mask(attention_mask),
-                head_penalty=outputs.head_penalty,
-                num_items_in_batch=num_items_in_batch,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-            )
-        return EntmaxAsrSeq2SeqLMOutput(
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attentions=outputs.encoder_attentions,
-            boundaries=outputs.boundaries,
-            **parts,
+            parts = self._losses(outputs, logits, labels, self.position_mask(attention_mask), num_items_in_batch)
+        return EntmaxAsrSeq2SeqLMOutput.of_model(outputs, logits=logits, **parts)
+
+    def _losses(
+        self,
+        outputs: EntmaxAsrModelOutput,
+        logits: Tensor,
+        labels: Tensor,
+        source_mask: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """The loss and its parts (see `recognition_losses`), with the CTC logits where there is a CTC head."""
+        ctc_logits = None
+        if self.config.ctc_loss_weight > 0:
+            ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
+        losses = recognition_losses(
+            self.config,
+            logits,
+            labels,
+            ctc_logits=ctc_logits,
+            source_mask=source_mask,
+            head_penalty=outputs.head_penalty,
+            num_items_in_batch=num_items_in_batch,
+            label_smoothing=self.config.label_smoothing if self.training else 0.0,
         )
+        return losses if ctc_logits is None else {"ctc_logits": ctc_logits.detach(), **losses}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """(B, U) labels, −100 where padded -> (B, P + U) decoder inputs: shifted right behind the start token and the P
         tokens of the prompt."""
-        given = torch.tensor([self.config.decoder_start_token_id, *self.config.decoder_prompt_ids], device=labels.device)
+        given = torch.tensor(
+            [self.config.decoder_start_token_id, *self.config.decoder_prompt_ids], device=labels.device
+        )
         shifted = torch.cat([given.to(labels.dtype).expand(len(labels), -1), labels[:, :-1]], 1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
@@ -369,7 +361,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         return {
             name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
             for name, module in self.named_modules()
-            if isinstance(module, AttentionTransform) and module.kind == "entmax"
+            if isinstance(module, LearnedEntmax)
         }
 
     def gates(self) -> dict[str, Tensor]:

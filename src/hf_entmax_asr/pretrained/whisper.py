@@ -1,7 +1,7 @@
 """A Whisper checkpoint of transformers' format as a recogniser of this package, with the same outputs.
 
-With softmax, full cross-attention and audio padded to 30 seconds (the extractor's `min_seconds`) the logits are
-Whisper's; every other setting of `EntmaxAsrConfig` starts from there. Radford et al. 2022, arXiv 2212.04356.
+With softmax, full cross-attention and audio padded to 30 seconds (the extractor's `min_seconds`, which training on
+shorter windows sets to 0) the logits are Whisper's; every other setting of `EntmaxAsrConfig` starts from there. Radford et al. 2022, arXiv 2212.04356.
 """
 
 import re
@@ -32,6 +32,7 @@ from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.model.prompts import prompt_ids
 
 EXACT_POSITIONS = 1e-6  # a table that differs from the sinusoids by more is kept as it is
+WINDOW_SECONDS = 30.0  # what Whisper was trained on: without training on shorter windows it repeats itself in them
 SAME_FIELDS = (
     "vocab_size",
     "num_mel_bins",
@@ -104,7 +105,7 @@ def convert_whisper(
     _put_weights(model, rename_weights(weights, model.state_dict()))
     model.generation_config = _generation_config(generation, config)
     extractor = EntmaxAsrFeatureExtractor(
-        kind="whisper", feature_size=config.num_mel_bins, sampling_rate=16_000, cmvn="none"
+        kind="whisper", feature_size=config.num_mel_bins, cmvn="none", min_seconds=WINDOW_SECONDS
     )
     return model, EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=text_tokenizer(tokenizer))
 
@@ -204,6 +205,5 @@ def _generation_config(whisper: GenerationConfig, config: EntmaxAsrConfig) -> Ge
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        max_length=config.max_target_positions,
         **{name: value for name, value in kept.items() if value is not None},
     )

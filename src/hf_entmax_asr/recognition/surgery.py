@@ -12,7 +12,6 @@ from hf_entmax_asr.analysis.reuse import RedundantHead, WaitedForHead, redundant
 from hf_entmax_asr.model.attention import MultiHeadAttention
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
-from hf_entmax_asr.model.monotonic import MonotonicAttention
 
 HeadOrder = Mapping[str, Sequence[int]]
 Removed = dict[str, set[int]]  # numbers of heads, by module
@@ -94,8 +93,8 @@ def remove_heads(
 
 def attention_modules(model: EntmaxAsrForConditionalGeneration) -> dict[str, Any]:
     """All self- and cross-attention modules, by the names that `alphas()` and an analysis give them."""
-    kinds = (MultiHeadAttention, MonotonicAttention)
-    return {name.removeprefix("model."): module for name, module in model.named_modules() if isinstance(module, kinds)}
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, MultiHeadAttention))
+    return {name.removeprefix("model."): module for name, module in found}
 
 
 def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:

@@ -92,17 +92,22 @@ class Utterances:
         return digest.hexdigest()[:16]
 
 
+def seconds_per_position(model: Any, processor: Any) -> float:
+    """From one encoder position to the next."""
+    return model.config.frames_per_position * processor.feature_extractor.seconds_per_frame
+
+
 def prepare_split(rows: Any, processor: Any) -> Utterances:
     """Tokenise a split and count its frames; `rows` has the columns id, audio, text and duration (seconds)."""
     texts = list(rows["text"])
     extractor = processor.feature_extractor
-    rate = extractor.sampling_rate
+    samples = np.round(np.array(rows["duration"], dtype=float) * extractor.sampling_rate).astype(int)
     return Utterances(
         rows=rows,
         ids=list(rows["id"]),
         texts=texts,
         labels=list(processor.tokenizer(texts).input_ids) if texts else [],
-        frames=np.array([extractor.num_frames(round(d * rate)) for d in rows["duration"]], dtype=int),
+        frames=extractor.num_frames(samples),
     )
 
 

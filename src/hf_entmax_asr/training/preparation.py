@@ -26,7 +26,6 @@ from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
-from hf_entmax_asr.training.batching import frames_at
 from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
 from hf_entmax_asr.training.data_checks import checked
 from hf_entmax_asr.training.model_card import DataFacts
@@ -51,11 +50,11 @@ class Splits:
 
     train: Utterances
     validation: Utterances | None
-    hop_ms: float = 10.0
+    seconds_per_frame: float = 0.01
 
     def facts(self) -> DataFacts:
         """For the model card."""
-        hours = float(self.train.frames.sum()) * self.hop_ms / 3.6e6
+        hours = float(self.train.frames.sum()) * self.seconds_per_frame / 3600
         return DataFacts(len(self.train), hours, len(self.validation or ()))
 
 
@@ -170,9 +169,9 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     """Feature extractor by the recipe (global CMVN measured on the training split) and tokenizer of its text."""
     extractor = EntmaxAsrFeatureExtractor(**recipe.features)
     prepared = None if recipe.data.prepared is None else _prepared(recipe.data.prepared)
-    if extractor.cmvn == "global" and prepared is not None:
+    if extractor.needs_statistics and prepared is not None:
         _take_statistics(extractor, prepared.feature_extractor, recipe.data.prepared)
-    elif extractor.cmvn == "global":
+    elif extractor.needs_statistics:
         rate = extractor.sampling_rate
         sample = _spread(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
@@ -201,8 +200,8 @@ def _prepared(folder: str) -> EntmaxAsrProcessor:
 
 def _take_statistics(extractor: EntmaxAsrFeatureExtractor, prepared: Any, folder: str | None) -> None:
     """The mean and deviation of another extractor; RecipeError where its features are not the same."""
-    for key in ("feature_size", "sampling_rate", "hop_ms", "window_ms"):
-        ours, theirs = getattr(extractor, key), getattr(prepared, key)
+    for key in extractor.frame_settings:
+        ours, theirs = getattr(extractor, key), getattr(prepared, key, None)
         if ours != theirs:
             raise RecipeError(f"features.{key} is {ours}, but {folder} was prepared with {theirs}; prepare it anew")
     extractor.cmvn_mean, extractor.cmvn_std = prepared.cmvn_mean, prepared.cmvn_std
@@ -231,7 +230,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         if role == "validation" and recipe.evaluation.max_utterances is not None:
             utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
-        slowest = frames_at(utterances.frames, min(recipe.augmentation.speeds))
+        slowest = processor.feature_extractor.frames_at(utterances.frames, min(recipe.augmentation.speeds))
         if role == "train" and slowest.max() > limit:
             longest = utterances.ids[int(slowest.argmax())]
             raise RecipeError(
@@ -246,7 +245,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
             "%s: %d utterances, %.2f hours, %d tokens; features %s",
             role,
             len(utterances),
-            utterances.frames.sum() * processor.feature_extractor.hop_ms / 3.6e6,
+            utterances.frames.sum() * processor.feature_extractor.seconds_per_frame / 3600,
             utterances.tokens.sum(),
             "kept in memory"
             if cached
@@ -255,7 +254,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
             else "read in every epoch (data.feature_cache_megabytes is too small to keep them)",
         )
         prepared[role] = utterances
-    return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.hop_ms)
+    return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.seconds_per_frame)
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -298,7 +297,7 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditio
     if recipe.tokenizer.path is not None:
         raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
     for key, value in recipe.features.items():
-        if value != (theirs := getattr(processor.feature_extractor, key)):
+        if value != (theirs := getattr(processor.feature_extractor, key, None)):
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
     if not changes:
