@@ -75,8 +75,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
         activation_function (`str`): of the feed-forward layers, a name that transformers knows.
         dropout, attention_dropout, activation_dropout (`float`): of sublayer outputs, attention maps, and inside the
             feed-forward layers.
-        front_end (`str`): `"conv2d"`, convolutions over time and mel bins, or `"whisper"`, Whisper's two over time alone
-            (50 positions a second; then subsampling_layers is 1).
+        front_end (`str`): `"conv2d"`, convolutions over time and mel bins, or `"whisper"`, Whisper's two over time
+            (50 positions a second; subsampling_layers is 1).
         subsampling_layers (`int`): 1 or 2 convolutions 3x3 of stride 2 in front (50 or 25 positions a second at a
             10 ms hop). The paper gives no number; 2 is our reading.
         subsampling_channels (`int`): channels of those convolutions (ours).

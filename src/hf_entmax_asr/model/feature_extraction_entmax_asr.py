@@ -148,8 +148,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
                 given = (self.sampling_rate, self.hop_samples, self.window_samples, self.cmvn)
                 if given != (SAMPLING_RATE, HOP_SAMPLES, WINDOW_SAMPLES, "none"):
                     raise ValueError(
-                        f"kind 'whisper' needs a sampling_rate of {SAMPLING_RATE} Hz, a hop_ms of 10, a window_ms of 25 "
-                        f"and cmvn 'none'; got {self.sampling_rate} Hz, {self.hop_ms}, {self.window_ms}, {self.cmvn!r}."
+                        f"kind 'whisper' needs a sampling_rate of {SAMPLING_RATE} Hz, hop_ms 10, window_ms 25 and cmvn "
+                        f"'none'; got {self.sampling_rate} Hz, {self.hop_ms}, {self.window_ms}, {self.cmvn!r}."
                     )
             case _:
                 raise ValueError(f"kind is {self.kind!r}; use 'kaldi' or 'whisper'.")

@@ -105,13 +105,11 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         if self.config.decoder_positions != "learned":
             return {}
         most, given = self.config.max_target_positions, asked.get("decoder_input_ids")
-        if asked.get("max_new_tokens") is not None:
-            return {"max_new_tokens": min(asked["max_new_tokens"], most - (1 if given is None else given.shape[1]))}
         settings = generation_config or self.generation_config
-        unset = settings.max_new_tokens is None and settings.max_length in (None, GenerationConfig().max_length)
-        if asked.get("max_length") is None and not unset:
-            return {}
-        return {"max_length": min(asked.get("max_length") or most, most)}
+        new_tokens, length = (asked.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length"))
+        if new_tokens is not None:
+            return {"max_new_tokens": min(new_tokens, most - (1 if given is None else given.shape[1]))}
+        return {"max_length": most if length in (None, GenerationConfig().max_length) else min(length, most)}
 
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"

@@ -40,8 +40,8 @@ class Positions(nn.Module):
         elif last > self.rows:
             limit, things = ("source", "positions of audio") if self.side == "encoder" else ("target", "tokens")
             raise ValueError(
-                f"{last} {things} are more than max_{limit}_positions = {self.rows}, the length of the learned table of "
-                "positions. Cut the audio at pauses, or ask for fewer tokens."
+                f"{last} {things} are more than max_{limit}_positions = {self.rows}, the length of the learned "
+                "table. Cut the audio at pauses, or ask for fewer tokens."
             )
         else:
             positions = self.weight[first:last]

@@ -1,7 +1,8 @@
 """A Whisper checkpoint of transformers' format as a recogniser of this package, with the same outputs.
 
 With softmax, full cross-attention and audio padded to 30 seconds (the extractor's `min_seconds`, which training on
-shorter windows sets to 0) the logits are Whisper's; every other setting of `EntmaxAsrConfig` starts from there. Radford et al. 2022, arXiv 2212.04356.
+shorter windows sets to 0) the logits are Whisper's; every other setting of `EntmaxAsrConfig` starts from there. Source:
+Radford et al. 2022, arXiv 2212.04356.
 """
 
 import re
