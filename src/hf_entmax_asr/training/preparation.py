@@ -50,7 +50,7 @@ class Splits:
 
     train: Utterances
     validation: Utterances | None
-    seconds_per_frame: float = 0.01
+    seconds_per_frame: float
 
     def facts(self) -> DataFacts:
         """For the model card."""
