@@ -13,7 +13,7 @@ from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from hf_entmax_asr.training import RecipeError, train
-from hf_entmax_asr.training import loading as loading_module
+from hf_entmax_asr.training.batch_loader import batch_loader
 from support.tones import tiny_recipe, weights, write_splits
 
 RATE = 16_000
@@ -139,8 +139,7 @@ def test_a_run_with_all_of_it_resumes_bit_for_bit_in_workers_too(tmp_path):
 def test_features_are_not_cached_where_waveforms_change(tmp_path, monkeypatch):
     tones = write_splits(tmp_path / "tones", train=8, validation=2)
     seen = []
-    make = loading_module.batch_loader
-    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or make(*a))
+    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or batch_loader(*a))
     recipe = tiny_recipe(tones, augmentation={"speeds": [0.9, 1.1]}, schedule={"max_steps": 1})
     train(recipe, tmp_path / "run")
     assert seen[0].features is None

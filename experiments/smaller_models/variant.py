@@ -1,4 +1,4 @@
-"""One variant of smaller_models.py: cut out of the checkpoint, scored, trained further, timed. What is done is kept."""
+"""One variant of study.py: cut out of the checkpoint, scored, trained further, timed. What is done is kept."""
 
 import argparse
 import json
