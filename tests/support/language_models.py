@@ -1,4 +1,4 @@
-"""Small language models for the tests, as ARPA files and as dictionaries; a recogniser; what those tests need installed."""
+"""Small language models for the tests, as ARPA files and as dictionaries; a recogniser; what these tests need."""
 
 import importlib.util
 import itertools
