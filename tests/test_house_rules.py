@@ -73,3 +73,14 @@ def test_the_model_comes_before_its_processor_everywhere():
 )
 def test_the_other_order_is_found(code):
     assert misordered(ast.parse(code))
+
+
+def test_the_label_that_losses_ignore_has_one_home():
+    """Elsewhere than in tests, −100 is written once and imported by its name."""
+    found = [
+        (file, node.lineno)
+        for file, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and ast.unparse(node) == "-100"
+    ]
+    assert [file for file, _ in found if not file.startswith("tests/")] == ["src/hf_entmax_asr/model/losses.py"], found
