@@ -21,7 +21,7 @@ from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
 from .layers import sinusoidal_positions
-from .losses import IGNORED, recognition_losses, shrink_gates
+from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
@@ -294,7 +294,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:
-                    decoder_attention_mask = labels != IGNORED
+                    decoder_attention_mask = labels != IGNORED_LABEL
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -341,7 +341,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         """(B, U) labels, −100 where padded -> (B, U) decoder inputs: shifted right behind the start token."""
         shifted = labels.new_full(labels.shape, self.config.decoder_start_token_id)
         shifted[:, 1:] = labels[:, :-1]
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+        return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
 
     def alphas(self) -> dict[str, Tensor]:
         """The learned α (H,) of every attention module with the transform "entmax", detached."""

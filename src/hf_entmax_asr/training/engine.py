@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.evaluation import Scores, score_decodings
 from hf_entmax_asr.recognition.utterances import Utterances
@@ -32,7 +33,7 @@ from hf_entmax_asr.training.checkpointing import (
 )
 from hf_entmax_asr.training.model_card import model_card
 from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
-from hf_entmax_asr.training.preparation import RECIPE, Prepared, load_checkpoint, prepare
+from hf_entmax_asr.training.preparation import RECIPE, Prepared, prepare
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
 from hf_entmax_asr.training.run_analysis import RunAnalysis
@@ -368,8 +369,8 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         if self.splits.validation is None:
             return
-        _, model = load_checkpoint(target)
-        scores = self._score(model.to(self.accelerator.device), self.splits.validation, f"mean of steps {steps}")
+        model, _ = load_recogniser(target, str(self.accelerator.device))
+        scores = self._score(model, self.splits.validation, f"mean of steps {steps}")
         if self.accelerator.is_main_process:
             self._write_card(target, model, scores)
             ranked = self.store.ranked(self.state.scores)
