@@ -4,7 +4,7 @@
     python scripts/analyze.py runs/demo/best DATA --out report/ --labels pocketsphinx
 
 CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Prints a summary and writes
-OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/training/inspection.py), pictures, and
+OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/recognition/inspection.py), pictures, and
 OUT/index.html, one file with everything in it that opens from disk. With --compare, other checkpoints stand beside it
 on the same data: OUT/comparison.json, and the maps of one utterance in OUT/maps_by_checkpoint.png:
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
-from hf_entmax_asr.model import feature_extraction_entmax_asr
+from hf_entmax_asr.model import feature_extraction_entmax_asr, speech_features
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 
 RATE = 16000
@@ -248,7 +248,7 @@ def test_sampling_rate(monkeypatch):
     with pytest.raises(ValueError, match="8000 Hz, this extractor needs 16000 Hz"):
         PLAIN(SPEECH, sampling_rate=8000)
     warnings = []
-    monkeypatch.setattr(feature_extraction_entmax_asr.logger, "warning_once", warnings.append)
+    monkeypatch.setattr(speech_features.logger, "warning_once", warnings.append)
     np.testing.assert_array_equal(PLAIN(SPEECH, return_tensors="np").input_features, plain(SPEECH))
     assert len(warnings) == 1
     assert "pass sampling_rate" in warnings[0]

@@ -319,6 +319,26 @@ def test_gradient_checkpointing_changes_nothing(options):
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+def test_maps_and_boundaries_are_recorded_with_gradient_checkpointing():
+    model = small_model(first_monotonic_layer=1)  # one layer of each kind of cross-attention
+    model.activation_checkpointing_enable()
+    input_features, mask = features()
+    inputs = {"input_features": input_features, "attention_mask": mask, "labels": targets()}
+    asked = {"output_attentions": True, "output_boundaries": True}
+    outputs = model.train()(**inputs, **asked)
+    outputs.loss.backward()
+    for maps, shape in (
+        (outputs.encoder_attentions, (3, 2, 16, 16)),
+        (outputs.decoder_attentions, (3, 4, 6, 6)),
+        (outputs.cross_attentions, (3, 4, 6, 16)),
+    ):
+        assert [weights.shape for weights in maps] == [shape] * 2
+    with torch.no_grad():
+        outputs = model.eval()(**inputs, **asked)
+    assert [weights.shape for weights in outputs.cross_attentions] == [(3, 4, 6, 16)] * 2
+    assert [stops.shape for stops in outputs.boundaries] == [(3, 4, 6)]  # of the monotonic layer
+
+
 @pytest.mark.parametrize(
     "options", [{"monotonic_chunk_size": 4}, {"monotonic_decoding": "soft"}, {"cross_attention": "full"}]
 )

@@ -155,13 +155,7 @@ class CrossAttention(MultiHeadAttention):
     ) -> CrossAttentionOutput:
         """Reads the audio for U tokens; arguments as for `MonotonicAttention.forward`. It reads all of it for every
         token, so that those before and the mask of the tokens change nothing."""
-        if cache is not None and cache.get_seq_length() > 0:
-            key, value = cache.keys, cache.values
-        else:
-            key = self.heads_of(self.k_proj, encoder_hidden_states)
-            value = self.heads_of(self.v_proj, encoder_hidden_states)
-            if cache is not None:
-                key, value = cache.update(key, value)
+        key, value = self._keys_and_values(encoder_hidden_states, cache)
         context, weights = self.transform.attend(
             self.heads_of(self.q_proj, hidden_states),
             key,
@@ -174,3 +168,9 @@ class CrossAttention(MultiHeadAttention):
         if hasattr(self, "cross_head"):
             context = self.cross_head(hidden_states, context)
         return CrossAttentionOutput(self.out_proj(merge_heads(context)), weights)
+
+    def _keys_and_values(self, source: Tensor, cache: DynamicLayer | None) -> tuple[Tensor, Tensor]:
+        if cache is not None and cache.get_seq_length() > 0:
+            return cache.keys, cache.values  # type: ignore[return-value]
+        key, value = self.heads_of(self.k_proj, source), self.heads_of(self.v_proj, source)
+        return (key, value) if cache is None else cache.update(key, value)

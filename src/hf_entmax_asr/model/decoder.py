@@ -48,7 +48,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         update, weights = self.self_attn(
             self.self_attn_layer_norm(hidden_states),
             attention_mask,
-            shared_map,
+            shared_map=shared_map,
             cache=None if past_key_values is None else past_key_values.self_attention_cache,
             need_weights=need_weights,
         )

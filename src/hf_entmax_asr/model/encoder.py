@@ -29,7 +29,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         """(B, S, C), mask (B, 1, 1, S) boolean, and the map (B, H, S, S) that the layer before used, for a layer that
         shares it -> (B, S, C), and the map of this layer where a later one shares it."""
         normed = self.self_attn_layer_norm(hidden_states)
-        update, weights = self.self_attn(normed, attention_mask, shared_map, need_weights=need_weights)
+        update, weights = self.self_attn(normed, attention_mask, need_weights=need_weights, shared_map=shared_map)
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
         update = self.ffn(self.ffn_layer_norm(hidden_states))
         return residual(hidden_states, update, self.dropout, self.training), weights

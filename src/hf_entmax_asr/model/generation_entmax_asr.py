@@ -114,7 +114,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]  # it says bool there and returns nothing
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Our cache in place of the default one, because monotonic heads carry their positions in it."""

@@ -22,7 +22,7 @@ from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
 from .layers import Positions
-from .losses import IGNORED, recognition_losses, shrink_gates
+from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
@@ -299,9 +299,8 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:
-                    decoder_attention_mask = F.pad(
-                        labels != IGNORED, (len(self.config.decoder_prompt_ids), 0), value=True
-                    )
+                    prompt = len(self.config.decoder_prompt_ids)
+                    decoder_attention_mask = F.pad(labels != IGNORED_LABEL, (prompt, 0), value=True)
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -350,11 +349,9 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """(B, U) labels, −100 where padded -> (B, P + U) decoder inputs: shifted right behind the start token and the P
         tokens of the prompt."""
-        given = torch.tensor(
-            [self.config.decoder_start_token_id, *self.config.decoder_prompt_ids], device=labels.device
-        )
-        shifted = torch.cat([given.to(labels.dtype).expand(len(labels), -1), labels[:, :-1]], 1)
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+        given = labels.new_tensor([self.config.decoder_start_token_id, *self.config.decoder_prompt_ids])
+        shifted = torch.cat([given.expand(len(labels), -1), labels[:, :-1]], 1)
+        return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
 
     def alphas(self) -> dict[str, Tensor]:
         """The learned α (H,) of every attention module with the transform "entmax", detached."""

@@ -1,6 +1,7 @@
 """What the models of this package return, beyond the fields of transformers' own output classes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import (
@@ -32,7 +33,7 @@ class EntmaxAsrModelOutput(Seq2SeqModelOutput):
         """What both sides returned, under the names that transformers gives them."""
         return cls(
             last_hidden_state=decoder.last_hidden_state,
-            past_key_values=decoder.past_key_values,
+            past_key_values=decoder.past_key_values,  # type: ignore[arg-type]  # a Cache there, ours is the kind here
             decoder_hidden_states=decoder.hidden_states,
             decoder_attentions=decoder.attentions,
             cross_attentions=decoder.cross_attentions,
@@ -55,7 +56,7 @@ class EntmaxAsrSeq2SeqLMOutput(Seq2SeqLMOutput):
     boundaries: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def of_model(cls, outputs: EntmaxAsrModelOutput, **more: Tensor) -> "EntmaxAsrSeq2SeqLMOutput":
+    def of_model(cls, outputs: EntmaxAsrModelOutput, **more: Any) -> "EntmaxAsrSeq2SeqLMOutput":
         """What the model returned, but its last hidden state and penalty; `more`: logits and the parts of the loss."""
-        kept = {k: v for k, v in outputs.items() if k not in ("last_hidden_state", "head_penalty")}
+        kept: dict[str, Any] = {k: v for k, v in outputs.items() if k not in ("last_hidden_state", "head_penalty")}
         return cls(**kept, **more)

@@ -5,8 +5,7 @@ from typing import Any
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from .configuration_entmax_asr import EntmaxAsrConfig
-
-IGNORED_LABEL = -100  # the loss leaves these positions out
+from .losses import IGNORED_LABEL
 
 
 class EntmaxAsrProcessor(ProcessorMixin):

@@ -67,8 +67,9 @@ from hf_entmax_asr.analysis.probe import PhonemeProbe, split_disjoint
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition.batches import cut_batches
-from hf_entmax_asr.recognition.collating import IGNORED_LABEL, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.evaluation import decoding_as, is_monotonic
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, prepare_split, seconds_per_position
 

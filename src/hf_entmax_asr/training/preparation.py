@@ -17,7 +17,6 @@ from transformers import AutoTokenizer
 
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.augmentation import find_noise_files
 from hf_entmax_asr.corpora import read_corpus
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
@@ -26,6 +25,7 @@ from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
+from hf_entmax_asr.training.batch_loader import noise_files
 from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
 from hf_entmax_asr.training.data_checks import checked
 from hf_entmax_asr.training.model_card import DataFacts
@@ -50,7 +50,7 @@ class Splits:
 
     train: Utterances
     validation: Utterances | None
-    seconds_per_frame: float = 0.01
+    seconds_per_frame: float
 
     def facts(self) -> DataFacts:
         """For the model card."""
@@ -62,8 +62,8 @@ class Splits:
 class Prepared:
     """Everything a run starts from; `checkpoint` is where it goes on, None for a new run."""
 
-    processor: EntmaxAsrProcessor
     model: EntmaxAsrForConditionalGeneration
+    processor: EntmaxAsrProcessor
     splits: Splits
     state: TrainingState
     checkpoint: Path | None
@@ -76,30 +76,30 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         RecipeError, DataError, CheckpointError: with what to change.
     """
     checkpoint = _open_output(recipe, output, resume, accelerator)
-    find_noise_files(recipe.augmentation.noise_path)  # that there are none is known now, not after the data is read
+    noise_files(recipe.augmentation)  # that there are none is known now, not after the data is read
     set_seed(recipe.seed)
     with accelerator.main_process_first():
         rows = load_rows(recipe)
     if checkpoint is None and recipe.start_from is not None:
-        processor, model = load_start(recipe)
+        model, processor = load_start(recipe)
         splits = prepare_splits(recipe, rows, processor, model.config)
-        return Prepared(processor, model, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
+        return Prepared(model, processor, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
     if checkpoint is None:
         processor = _build_once(recipe, rows, output, accelerator)
         config = build_config(recipe, processor)
         splits = prepare_splits(recipe, rows, processor, config)
         model = build_model(recipe, config, splits.train)
         state = TrainingState(data_fingerprint=splits.train.fingerprint())
-        return Prepared(processor, model, splits, state, None)
+        return Prepared(model, processor, splits, state, None)
     state = read_training_state(checkpoint)
-    processor, model = load_checkpoint(checkpoint)
+    model, processor = load_recogniser(checkpoint, "cpu")
     splits = prepare_splits(recipe, rows, processor, model.config)
     if splits.train.fingerprint() != state.data_fingerprint:
         raise CheckpointError(
             f"the training data is not that of {checkpoint}: ids, lengths or texts differ, so the run cannot go on "
             "exactly. Give the data it was started with, or start a new run in another folder."
         )
-    return Prepared(processor, model, splits, state, checkpoint)
+    return Prepared(model, processor, splits, state, checkpoint)
 
 
 def _open_output(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator) -> Path | None:
@@ -285,8 +285,8 @@ def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> E
     return EntmaxAsrForConditionalGeneration(config)
 
 
-def load_start(recipe: Recipe) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditionalGeneration]:
-    """Processor and model of the checkpoint that the recipe starts from, with the keys of its model section.
+def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
+    """Model and processor of the checkpoint that the recipe starts from, with the keys of its model section.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -301,7 +301,7 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditio
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
     if not changes:
-        return processor, model
+        return model, processor
     try:
         config = EntmaxAsrConfig.from_dict(model.config.to_dict() | changes)
         changed = EntmaxAsrForConditionalGeneration.from_pretrained(start, config=config)
@@ -309,10 +309,4 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditio
         named = ", ".join(f"model.{key}: {value!r}" for key, value in changes.items())
         raise RecipeError(f"start_from: {start} does not go with {named}: {error}") from error
     logger.info("differs from %s: %s", start, ", ".join(changes))
-    return processor, changed
-
-
-def load_checkpoint(checkpoint: Path) -> tuple[EntmaxAsrProcessor, EntmaxAsrForConditionalGeneration]:
-    """Processor and model of a checkpoint folder."""
-    processor = EntmaxAsrProcessor.from_pretrained(checkpoint)
-    return processor, EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)
+    return changed, processor
