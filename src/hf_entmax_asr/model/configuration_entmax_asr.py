@@ -88,6 +88,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
         softmax_temperature (`float`): T of softmax(scores / T), for every place that uses `"softmax"`.
         attention_topk (`int`): k of `"topk"`.
         entmax_alpha_init (`float`): α of `"entmax"` before training, inside (1, 2).
+        entmax_logit_scale (`bool`): a learned factor of the scores beside each α (ours; `scripts/sparsify.py` needs it).
 
     Attention map reuse (Shim, Choi, Sung, ICLR 2022; not in the paper):
         encoder_map_groups, decoder_map_groups (`list[int]` or `None`): sizes of groups of consecutive layers, from the
@@ -184,6 +185,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     softmax_temperature: float | int = 1.0
     attention_topk: int = 16
     entmax_alpha_init: float | int = 1.5
+    entmax_logit_scale: bool = False
 
     encoder_map_groups: list[int] | tuple[int, ...] | None = None
     decoder_map_groups: list[int] | tuple[int, ...] | None = None

@@ -30,9 +30,9 @@ class AttentionTransform(nn.Module):
         """mask: boolean, broadcastable to the scores, true where a weight is allowed."""
         raise NotImplementedError
 
-    def as_entmax(self) -> tuple[float | Tensor, float] | None:
-        """(α, a number or (H,); factor of the scores) where the transform is an α-entmax, for which there is a fused
-        form; None where it is not."""
+    def as_entmax(self) -> tuple[float | Tensor, float | Tensor] | None:
+        """(α; factor of the scores), each a number or (H,), where the transform is an α-entmax, for which there is a
+        fused form; None where it is not."""
         return None
 
     def attend(
@@ -60,6 +60,8 @@ class AttentionTransform(nn.Module):
         form = None if need_weights else self.as_entmax()
         if form is not None and bias is None:
             alpha, factor = form
+            if isinstance(factor, Tensor):
+                query, factor = query * factor.to(query.dtype).view(-1, 1, 1), 1.0
             context: Tensor = entmax_attention(  # type: ignore[assignment]  # a pair only with return_weights
                 query, key, value, alpha, mask, scale=scale * factor, dropout_p=dropout_p
             )
@@ -104,25 +106,40 @@ class Entmax15(AttentionTransform):
 
 
 class LearnedEntmax(AttentionTransform):
-    """α-entmax with one learned α per head (paper Sec. III-A)."""
+    """α-entmax with one learned α per head (paper Sec. III-A), and perhaps a learned factor of the scores.
+
+    A flatter score with a larger α is the sparse twin of a softmax: a head that starts from softmax needs both.
+    """
 
     def __init__(self, config: EntmaxAsrConfig, num_heads: int):
         super().__init__(config, num_heads)
         self.alpha_logit = nn.Parameter(torch.empty(num_heads))  # α = 1 + sigmoid(alpha_logit)
         self.initial_alpha_logit = math.log((config.entmax_alpha_init - 1) / (2 - config.entmax_alpha_init))
+        if config.entmax_logit_scale:
+            self.log_scale = nn.Parameter(torch.empty(num_heads))  # factor of the scores = exp(log_scale)
 
     def reset_parameters(self) -> None:
         init.constant_(self.alpha_logit, self.initial_alpha_logit)
+        if hasattr(self, "log_scale"):
+            init.zeros_(self.log_scale)
 
     def alpha(self) -> Tensor:
         """(H,) the learned α of each head, always inside (1, 2)."""
         return 1 + torch.sigmoid(self.alpha_logit.float())
 
+    def logit_scale(self) -> Tensor | None:
+        """(H,) the learned factor of each head's scores; None where there is none."""
+        return self.log_scale.float().exp() if hasattr(self, "log_scale") else None
+
     def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        factor = self.logit_scale()
+        if factor is not None:
+            scores = scores * factor.to(scores.dtype).view(-1, 1, 1)
         return entmax(scores, self.alpha().view(-1, 1, 1), mask=mask)
 
-    def as_entmax(self) -> tuple[float | Tensor, float]:
-        return self.alpha(), 1.0
+    def as_entmax(self) -> tuple[float | Tensor, float | Tensor]:
+        factor = self.logit_scale()
+        return self.alpha(), 1.0 if factor is None else factor
 
 
 class TopkSoftmax(AttentionTransform):

@@ -90,18 +90,21 @@ def convert_whisper(
     table = weights["model.encoder.embed_positions.weight"]
     formula = sinusoidal_positions(torch.arange(len(table)), table.shape[1])
     exact = bool((table - formula).abs().max() <= EXACT_POSITIONS)
-    config = EntmaxAsrConfig(
+    fields: dict[str, Any] = {
         **{name: getattr(source_config, name) for name in SAME_FIELDS},
-        front_end="whisper",
-        subsampling_layers=1,
-        encoder_positions="sinusoidal" if exact else "learned",
-        decoder_positions="learned",
-        max_source_positions=source_config.max_source_positions,
-        decoder_prompt_ids=prompt_ids(generation, language, task),
-        tie_word_embeddings=True,
-        **{"encoder_transform": "softmax", "decoder_transform": "softmax", "cross_attention": "full", "dropout": 0.0}
-        | settings,
-    )
+        "front_end": "whisper",
+        "subsampling_layers": 1,
+        "encoder_positions": "sinusoidal" if exact else "learned",
+        "decoder_positions": "learned",
+        "max_source_positions": source_config.max_source_positions,
+        "decoder_prompt_ids": prompt_ids(generation, language, task),
+        "tie_word_embeddings": True,
+        "encoder_transform": "softmax",
+        "decoder_transform": "softmax",
+        "cross_attention": "full",
+        "dropout": 0.0,
+    }
+    config = EntmaxAsrConfig(**fields | settings)
     model: Any = EntmaxAsrForConditionalGeneration(config).eval()
     _put_weights(model, rename_weights(weights, model.state_dict()))
     model.generation_config = _generation_config(generation, config)
@@ -166,11 +169,12 @@ def _load(name: str) -> tuple[WhisperConfig, WhisperForConditionalGeneration, Ge
     if not isinstance(config, WhisperConfig):
         raise NotWhisperError(f"{name} is a {config.model_type!r} checkpoint, not a 'whisper' one.")
     try:
-        model, report = WhisperForConditionalGeneration.from_pretrained(
+        loaded: Any = WhisperForConditionalGeneration.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise NotWhisperError(f"the weights of {name} cannot be read: {error}") from error
+    model, report = loaded
     if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):
         raise NotWhisperError(f"{name} lacks {len(missing)} weights of a Whisper: {', '.join(missing[:5])} …")
     return config, model, model.generation_config

@@ -23,11 +23,13 @@ HEAD_AXIS: dict[str, int | None] = {
     "out_proj.weight": 1,  # heads are its inputs
     "out_proj.bias": None,
     "transform.alpha_logit": 0,
+    "transform.log_scale": 0,
     "energy_bias": 0,
     "gate": 0,
     "cross_head.score.weight": 0,
     "cross_head.score.bias": 0,
     "cross_head.transform.alpha_logit": None,
+    "cross_head.transform.log_scale": None,
 }
 
 

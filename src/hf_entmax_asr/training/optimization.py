@@ -8,15 +8,18 @@ from torch import nn
 
 from hf_entmax_asr.training.recipe import OptimizerSection, ScheduleSection
 
+OF_TRANSFORMS = ("alpha_logit", "log_scale")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, alpha_rate_factor: float = 1.0) -> list[dict[str, Any]]:
-    """Three groups: matrices and convolutions with decay, everything of at most one dimension without, α logits apart.
+    """Three groups: matrices and convolutions with decay, everything of at most one dimension without, α logits and
+    logit scales apart.
 
-    1-D parameters are the α logits, gates, energy biases, norms and biases; decay would pull α to 1.5 and gates to 0.
+    1-D parameters are these, gates, energy biases, norms and biases; decay would pull α to 1.5 and gates to 0.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    alphas = [p for name, p in trained if name.endswith("alpha_logit")]
-    scalars = [p for name, p in trained if p.ndim <= 1 and not name.endswith("alpha_logit")]
+    alphas = [p for name, p in trained if name.endswith(OF_TRANSFORMS)]
+    scalars = [p for name, p in trained if p.ndim <= 1 and not name.endswith(OF_TRANSFORMS)]
     groups = [
         {"params": [p for _, p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": scalars, "weight_decay": 0.0},
