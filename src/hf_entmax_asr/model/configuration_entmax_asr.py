@@ -43,7 +43,7 @@ FRACTIONS = (
     "label_smoothing",
     "ctc_loss_weight",
 )
-HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus")
+HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus", "delay")
 
 
 def one_of(*choices: str) -> Callable[[str], None]:
@@ -88,7 +88,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
         softmax_temperature (`float`): T of softmax(scores / T), for every place that uses `"softmax"`.
         attention_topk (`int`): k of `"topk"`.
         entmax_alpha_init (`float`): α of `"entmax"` before training, inside (1, 2).
-        entmax_logit_scale (`bool`): a learned factor of the scores beside each α (ours; `scripts/sparsify.py` needs it).
+        entmax_logit_scale (`bool`): a learned factor of the scores beside each α (ours; for `scripts/sparsify.py`).
 
     Attention map reuse (Shim, Choi, Sung, ICLR 2022; not in the paper):
         encoder_map_groups, decoder_map_groups (`list[int]` or `None`): sizes of groups of consecutive layers, from the
@@ -112,10 +112,11 @@ class EntmaxAsrConfig(PreTrainedConfig):
             position where 1 − Π(1 − p) >= 1/2 since the last stop).
         head_drop (`float`): HeadDrop probability of a monotonic head, per utterance, in training.
 
-    Head regularisation (Sec. III-B names an L1 term and gives no formula; all four are our readings):
+    Head regularisation (Sec. III-B names an L1 term and gives no formula; all are our readings):
         head_regularizer (`str`): `"gate_l1"` (one gate per head, Σ|g|), `"quantity"` (|Σα − U|), `"group_lasso"`
-            (norms of each head's output slice), `"boundary_consensus"` (spread of the heads' expected positions), or
-            `"none"`.
+            (norms of each head's output slice), `"boundary_consensus"` (spread of the heads' expected positions),
+            `"delay"` (how far, as a share of the audio, a head's expected position lies behind an even pace through
+            the audio; a start from full attention needs it, or stops stay at the end), or `"none"`.
         head_regularizer_weight (`float`): λ.
         head_regularizer_layers (`list[int]`): the decoder layers it applies to ("shallow layers"; layers without
             monotonic attention are refused).

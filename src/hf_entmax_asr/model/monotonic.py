@@ -179,5 +179,10 @@ class MonotonicAttention(MultiHeadAttention):
         else:
             index = torch.arange(energy.shape[-1], device=energy.device, dtype=alignment.dtype)
             position = (alignment * index).sum(-1)  # (B, H, U) expected, in positions
-            per_token = (position - position.mean(1, keepdim=True)).abs()
+            if self.config.head_regularizer == "delay":
+                length = energy.shape[-1] if source_mask is None else source_mask.sum(1)[:, None, None]
+                due = real.cumsum(2) / real.sum(2, keepdim=True).clamp(min=1)  # (B, 1, U) share of the tokens so far
+                per_token = ((position + 1) / length - due).clamp(min=0)
+            else:
+                per_token = (position - position.mean(1, keepdim=True)).abs()
         return ((per_token * real).sum(2) / real.sum(2).clamp(min=1)).mean(0).sum()

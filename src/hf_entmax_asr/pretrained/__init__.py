@@ -1,4 +1,4 @@
-"""Starting from pretrained models: a recogniser out of any Whisper checkpoint, its attention made sparse by calibration."""
+"""Starting from pretrained models: a recogniser out of any Whisper, its attention made sparse by calibration."""
 
 from hf_entmax_asr.pretrained.calibration import CalibratedHead, sparsify
 from hf_entmax_asr.pretrained.card import converted_card

@@ -98,9 +98,9 @@ def seconds_per_position(model: Any, processor: Any) -> float:
     return model.config.frames_per_position * processor.feature_extractor.seconds_per_frame
 
 
-def prepare_split(rows: Any, processor: Any) -> Utterances:
+def prepare_split(rows: Any, processor: Any, lower_case: bool = False) -> Utterances:
     """Tokenise a split and count its frames; `rows` has the columns id, audio, text and duration (seconds)."""
-    texts = list(rows["text"])
+    texts = [text.lower() for text in rows["text"]] if lower_case else list(rows["text"])
     extractor: SpeechFeatureExtractor = processor.feature_extractor
     samples = np.round(np.array(rows["duration"], dtype=float) * extractor.sampling_rate).astype(int)
     return Utterances(

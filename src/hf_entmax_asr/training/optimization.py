@@ -1,23 +1,41 @@
 """The optimizer and its schedule: Adam, warm-up, inverse square root, and a cool-down in a budget of steps or time."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_entmax_asr.training.recipe import OptimizerSection, ScheduleSection
+from hf_entmax_asr.training.recipe import OptimizerSection, RecipeError, ScheduleSection
 
 OF_TRANSFORMS = ("alpha_logit", "log_scale")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, alpha_rate_factor: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    alpha_rate_factor: float = 1.0,
+    rate_factors: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
     """Three groups: matrices and convolutions with decay, everything of at most one dimension without, α logits and
     logit scales apart.
 
     1-D parameters are these, gates, energy biases, norms and biases; decay would pull α to 1.5 and gates to 0.
+    Parameters whose name holds a key of `rate_factors` form groups of their own, with that factor of the rate.
+
+    Raises:
+        RecipeError: a key that no trained parameter's name holds.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in rate_factors or {}}
+    for name, parameter in trained:
+        if part := next((part for part in parts if part in name), None):
+            parts[part].append(parameter)
+    if absent := [part for part, found in parts.items() if not found]:
+        raise RecipeError(f"optimizer.rate_factors: no trained parameter's name holds {absent[0]!r}")
+    apart = {id(parameter) for found in parts.values() for parameter in found}
+    trained = [(name, p) for name, p in trained if id(p) not in apart]
     alphas = [p for name, p in trained if name.endswith(OF_TRANSFORMS)]
     scalars = [p for name, p in trained if p.ndim <= 1 and not name.endswith(OF_TRANSFORMS)]
     groups = [
@@ -25,13 +43,29 @@ def parameter_groups(model: nn.Module, weight_decay: float, alpha_rate_factor: f
         {"params": scalars, "weight_decay": 0.0},
         {"params": alphas, "weight_decay": 0.0, "rate_factor": alpha_rate_factor},
     ]
+    for part, factor in (rate_factors or {}).items():
+        for matrices in (True, False):
+            found = [p for p in parts[part] if (p.ndim > 1) == matrices]
+            groups.append({"params": found, "weight_decay": weight_decay * matrices, "rate_factor": factor})
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; without weight decay it is Adam. One fused pass over all parameters."""
+    """AdamW over `parameter_groups`; without weight decay it is Adam. One fused pass over all parameters.
+
+    Parameters that the section freezes no longer ask for gradients.
+
+    Raises:
+        RecipeError: no parameter has a name that the section speaks of.
+    """
+    for part in section.frozen:
+        found = [parameter for name, parameter in model.named_parameters() if part in name]
+        if not found:
+            raise RecipeError(f"optimizer.frozen: no parameter's name holds {part!r}")
+        for parameter in found:
+            parameter.requires_grad_(False)
     return torch.optim.AdamW(
-        parameter_groups(model, section.weight_decay, section.alpha_rate_factor),
+        parameter_groups(model, section.weight_decay, section.alpha_rate_factor, section.rate_factors),
         lr=section.peak_learning_rate,
         betas=section.betas,
         eps=section.eps,

@@ -224,7 +224,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
     budget = float(recipe.data.feature_cache_megabytes)
     prepared: dict[str, Utterances] = {}
     for role, split in rows.items():
-        utterances = prepare_split(split, processor)
+        utterances = prepare_split(split, processor, recipe.data.lower_case)
         positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
         utterances = checked(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
@@ -297,7 +297,9 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, Entma
     if recipe.tokenizer.path is not None:
         raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
     for key, value in recipe.features.items():
-        if value != (theirs := getattr(processor.feature_extractor, key, None)):
+        if key == "min_seconds":  # how long recordings are, not what their frames hold
+            processor.feature_extractor.min_seconds = value
+        elif value != (theirs := getattr(processor.feature_extractor, key, None)):
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
     if not changes:

@@ -46,6 +46,7 @@ class DataSection:
     min_duration: float = 0.1  # seconds
     max_duration: float = 30.0  # seconds; one very long clip in a batch costs more than it teaches
     max_unknown_share: float = 0.01  # share of <unk> among a split's tokens above which the data is refused
+    lower_case: bool = False  # of all texts, which a tokenizer of written text spells with fewer pieces
     bad_utterances: Literal["refuse", "drop"] = "refuse"
     feature_cache_megabytes: int = 2048  # per process; a larger corpus is read from disk in every epoch
 
@@ -97,6 +98,8 @@ class OptimizerSection:
     eps: float = 1e-9
     weight_decay: float = 0.0
     max_gradient_norm: float = 5.0
+    rate_factors: dict[str, float] = field(default_factory=dict)  # by a part of the parameters' names; the first fits
+    frozen: tuple[str, ...] = ()  # parameters whose names hold one of these are not trained
     ema_decay: float | None = None  # 0.999: a running mean of the weights is scored and saved; null: the weights
 
 
