@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels.backend import call, pointer
+from hf_entmax_asr.kernels.libraries import call, pointer
 
 
 class _Reading(ctypes.Structure):
