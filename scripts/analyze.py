@@ -4,7 +4,7 @@
     python scripts/analyze.py runs/demo/best DATA --out report/ --labels pocketsphinx
 
 CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Prints a summary and writes
-OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/training/inspection.py), pictures, and
+OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/recognition/inspection.py), pictures, and
 OUT/index.html, one file with everything in it that opens from disk. With --compare, other checkpoints stand beside it
 on the same data: OUT/comparison.json, and the maps of one utterance in OUT/maps_by_checkpoint.png:
 
@@ -217,7 +217,7 @@ def main() -> int:
             arguments.out,
             examples=examples,
             history=history_of(arguments.checkpoint),
-            seconds_per_frame=processor.feature_extractor.hop_ms / 1000,
+            seconds_per_frame=processor.feature_extractor.seconds_per_frame,
             comparison=comparison,
         )
     print(f"written: {target}")

@@ -13,11 +13,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-import hf_entmax_asr.training as training
 from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.trajectories import plot_over_training, trajectory
 from hf_entmax_asr.corpora.folder import load_folder
-from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, analyze
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.training import AnalysisCallback, RecipeError, read_history, train
 from hf_entmax_asr.training import engine as engine_module
@@ -89,7 +88,7 @@ def test_analyses_are_of_the_model_that_is_saved(watched, tones):
     rows = load_folder(tones)["validation"].select([0, 2, 3, 5])  # evenly spaced
     for step in (3, 8):
         model, processor = load_recogniser(str(run / "checkpoints" / f"step-{step:08d}"), "cpu")
-        expected = training.analyze(model, processor, rows)
+        expected = analyze(model, processor, rows)
         assert found[step]["modules"] == expected["modules"]
         assert found[step]["monotonic"] == expected["monotonic"]
     assert found[3]["modules"] != found[8]["modules"]
@@ -330,11 +329,3 @@ def test_files_that_no_run_wrote_stay(tmp_path):
     drop_analyses_after(tmp_path, 0)
     assert len(list(tmp_path.iterdir())) == 3
     assert newest_analysis(tmp_path) is None
-
-
-def test_names_are_where_people_look_for_them():
-    from hf_entmax_asr.training import inspection
-
-    assert training.analyze is inspection.analyze
-    assert training.save_analysis is inspection.save_analysis
-    assert {"analyze", "save_analysis", "AnalysisCallback"} <= set(training.__all__)

@@ -16,6 +16,7 @@ import torch
 
 from hf_entmax_asr.analysis.sparsity import SparsityMeter
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
@@ -242,7 +243,7 @@ def examine(model: Any, utterances: Utterances, collate: SpeechSeq2SeqCollator) 
             name: value.to(model.device) for name, value in collate([utterances.example(i) for i in indices]).items()
         }
         out = model(**batch, output_attentions=True)
-        source, target = model.position_mask(batch["attention_mask"]), batch["labels"].ne(-100)
+        source, target = model.position_mask(batch["attention_mask"]), batch["labels"].ne(IGNORED_LABEL)
         for layer, weights in enumerate(out.encoder_attentions):
             meter.update({f"encoder.layers.{layer}.self_attn": weights}, source, source)
         for layer, weights in enumerate(out.decoder_attentions):

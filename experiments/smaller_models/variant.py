@@ -1,4 +1,4 @@
-"""One variant of smaller_models.py: cut out of the checkpoint, scored, trained further, timed. What is done is kept."""
+"""One variant of study.py: cut out of the checkpoint, scored, trained further, timed. What is done is kept."""
 
 import argparse
 import json
@@ -16,13 +16,13 @@ from experiments.real_speech.grid_cell import CellError, recognise_ways, split_u
 from experiments.smaller_models.table import AS_CUT, GATES, RESULT, TIMING, TRAINED, UNPRUNED
 
 from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.model.monotonic import MonotonicAttention
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, remove_heads, share_maps
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.collating import IGNORED_LABEL
 from hf_entmax_asr.recognition.surgery import Removed, attention_modules
-from hf_entmax_asr.recognition.utterances import Utterances
+from hf_entmax_asr.recognition.utterances import Utterances, seconds_per_position
 from hf_entmax_asr.training import Recipe, load_recipe
 from hf_entmax_asr.training.batching import BatchOptions
 from hf_entmax_asr.training.checkpointing import WEIGHTS
@@ -179,8 +179,7 @@ def last_stop_seconds(model: Any, study: Study) -> float | None:
             real = batch["labels"] != IGNORED_LABEL
             positions += stops[:, active].amax(1)[real].sum().item()
             tokens += real.sum().item()
-    hop_seconds = study.processor.feature_extractor.hop_ms / 1000
-    return round(positions / tokens * model.config.downsampling_factor * hop_seconds, 4)
+    return round(positions / tokens * seconds_per_position(model, study.processor), 4)
 
 
 @torch.no_grad()

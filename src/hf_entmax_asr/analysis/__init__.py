@@ -11,7 +11,7 @@ reuse              which layers can share an attention map, which heads are redu
 word_ends          monotonic heads against the true ends of words; word times
 trajectories       the encoder's measures over training, from the analyses of a run
 plots              pictures of attention and heads (needs the extra `plots`)
-report             pictures and one HTML page of a whole analysis (see training.inspection), with what it finds in
+report             pictures and one HTML page of a whole analysis (see recognition.inspection), with what it finds in
                    words; drawn by pictures, phoneme_pictures and head_agreement
 """
 

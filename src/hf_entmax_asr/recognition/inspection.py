@@ -67,10 +67,11 @@ from hf_entmax_asr.analysis.probe import PhonemeProbe, split_disjoint
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition.batches import cut_batches
-from hf_entmax_asr.recognition.collating import IGNORED_LABEL, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.evaluation import decoding_as, is_monotonic
-from hf_entmax_asr.recognition.utterances import DataError, Utterances, prepare_split
+from hf_entmax_asr.recognition.utterances import DataError, Utterances, prepare_split, seconds_per_position
 
 VERSION = 1
 MODEL_FIELDS = (
@@ -116,7 +117,7 @@ def analyze(
         rows: data set with the columns id, audio, text, speaker and duration, as `load_folder` gives them.
         labels: phonemes in time: intervals by utterance id (`read_label_folder`; see `labels_of`), or an aligner.
             None: no PAR, no probe.
-        frames_per_batch: padded 10 ms frames in a batch.
+        frames_per_batch: padded frames in a batch.
         max_seconds: longer utterances are left out, since maps grow with the square of the length.
         diagonal_from, phonetic_from: of the rule in `head_roles`.
         progress: called with the number of utterances of each finished batch.
@@ -161,10 +162,8 @@ class _Inspection:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        config = self.model.config
         self.collate = SpeechSeq2SeqCollator(self.processor)
-        hop_seconds = self.processor.feature_extractor.hop_ms / 1000
-        self.seconds_per_position = hop_seconds * 2**config.subsampling_layers
+        self.seconds_per_position = seconds_per_position(self.model, self.processor)
         self.kinds: dict[str, str] = {}
         self.classes: tuple[str, ...] = ()
         if self.labels is not None:

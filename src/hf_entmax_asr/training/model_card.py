@@ -43,7 +43,7 @@ def model_card(
     """Fill `template` ($name placeholders, see model_cards/template.md).
 
     Args:
-        analysis: the newest one of the run (see training.inspection), if there is one.
+        analysis: the newest one of the run (see recognition.inspection), if there is one.
     Raises:
         ValueError: the template has a placeholder that no run can fill.
     """
