@@ -19,9 +19,16 @@ from hf_entmax_asr.recognition.utterances import cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from hf_entmax_asr.training import train
 from hf_entmax_asr.training.data_checks import checked, ctc_length
-from hf_entmax_asr.training.optimization import budget_used, learning_rate, parameter_groups, set_learning_rate
+from hf_entmax_asr.training.optimization import (
+    budget_used,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
 from hf_entmax_asr.training.preparation import build_config, build_model, build_processor, load_rows
-from hf_entmax_asr.training.recipe import ScheduleSection
+from hf_entmax_asr.training.recipe import OptimizerSection, RecipeError, ScheduleSection
+from support.small_models import small_model
 from support.tones import tiny_recipe, write_splits, write_tones
 
 
@@ -201,3 +208,22 @@ def test_the_energy_bias_comes_from_the_data(tones):
     expected = -math.log(positions / sum(len(labels) for labels in utterances.labels))
     assert model.config.energy_bias_init == pytest.approx(expected)
     assert model.model.decoder.layers[0].encoder_attn.energy_bias.tolist() == pytest.approx([expected] * 2)
+
+
+def test_rates_by_part_and_frozen_parts():
+    model = small_model(entmax_logit_scale=True)
+    section = OptimizerSection(
+        peak_learning_rate=1.0, rate_factors={"encoder_attn.q_proj": 3.0}, frozen=("embed_tokens",)
+    )
+    optimizer = build_optimizer(model, section)
+    set_learning_rate(optimizer, 0.1)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: rates.get(id(p)) for name, p in model.named_parameters()}
+    assert by_name["model.decoder.layers.0.encoder_attn.q_proj.weight"] == pytest.approx(0.3)
+    assert by_name["model.decoder.layers.0.encoder_attn.q_proj.bias"] == pytest.approx(0.3)
+    assert by_name["model.decoder.layers.0.encoder_attn.k_proj.weight"] == pytest.approx(0.1)
+    assert by_name["model.decoder.embed_tokens.weight"] is None
+    with pytest.raises(RecipeError, match="no trained parameter's name holds 'nowhere'"):
+        build_optimizer(model, OptimizerSection(rate_factors={"nowhere": 2.0}))
+    with pytest.raises(RecipeError, match="no parameter's name holds 'nowhere'"):
+        build_optimizer(model, OptimizerSection(frozen=("nowhere",)))
