@@ -41,7 +41,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder or Hub repository")
     parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
-    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
+    parser.add_argument(
+        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
+    )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--max-utterances", type=int, help="only the first so many")
     parser.add_argument(

@@ -10,7 +10,6 @@ from hf_entmax_asr.analysis.comparison import (
     Compared,
     Comparison,
     comparison_rows,
-    evenly_spread,
     middle_head,
     plot_maps_by_checkpoint,
     short_names,
@@ -145,9 +144,3 @@ def test_page_has_the_table_and_the_picture(tmp_path):
     assert (tmp_path / "maps_by_checkpoint.png").is_file()
     assert "the head in the middle of its layer by entropy" in content
     assert "numbers" not in write_report(document(), tmp_path).read_text(encoding="utf-8").split("</style>")[1]
-
-
-def test_spread_has_the_first_and_the_last():
-    assert evenly_spread(1, 6) == [0]
-    assert evenly_spread(6, 6) == list(range(6))
-    assert evenly_spread(7, 3) == [0, 3, 6]

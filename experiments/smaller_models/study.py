@@ -28,7 +28,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from experiments.real_speech.grid_cell import CellError, same_settings
 from experiments.smaller_models.table import AS_CUT, GATES, SETTINGS, TRAINED, UNPRUNED, render
@@ -37,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis import PocketsphinxAligner, map_groups_of
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.recognition import DataError, gated_off
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 from hf_entmax_asr.recognition.inspection import analyze, save_analysis
@@ -110,7 +110,7 @@ def analysis_of(study: Study) -> dict[str, Any]:
         aligner = None if labels is None else PocketsphinxAligner()
         data = dataclasses.replace(study.recipe.data, train_split=study.validation_split)
         rows = load_rows(dataclasses.replace(study.recipe, data=data))["train"]
-        chosen = np.linspace(0, len(rows) - 1, min(ANALYSED_UTTERANCES, len(rows))).round().astype(int)
+        chosen = evenly_spaced(len(rows), ANALYSED_UTTERANCES)
         say(f"analysis of {len(chosen)} utterances of {study.validation_split}")
         document = analyze(study.model, study.processor, rows.select(chosen), labels=aligner)
         save_analysis(document | {"checkpoint": study.checkpoint, "data": study.validation_split}, file)

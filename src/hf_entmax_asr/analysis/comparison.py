@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_entmax_asr.analysis.drawing import draw_map, finish_maps, new_figure, zeros_text
 from hf_entmax_asr.analysis.pictures import Document, modules_of, tensor_of
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +155,7 @@ def plot_maps_by_checkpoint(comparison: Comparison) -> "Figure":
 
 
 def _draw_row(panels: Sequence[Any], one: Compared) -> Any:
-    layers = evenly_spread(len(one.maps), MOST_COLUMNS)
+    layers = evenly_spaced(len(one.maps), MOST_COLUMNS)
     modules = modules_of(one.document, "encoder")
     fixed = FIXED_ALPHA.get(one.transform)
     for panel, layer in zip(panels, layers, strict=False):
@@ -169,16 +170,6 @@ def _draw_row(panels: Sequence[Any], one: Compared) -> Any:
         panel.set_axis_off()
     panels[0].set_ylabel(f"{one.transform}\n{_wrapped(one.name)}", fontsize=9.5, fontweight="bold")
     return image
-
-
-def evenly_spread(count: int, most: int) -> list[int]:
-    """All of `count` numbers, or `most` evenly spaced ones with the first and the last.
-
-    >>> evenly_spread(3, 6), evenly_spread(12, 6)
-    ([0, 1, 2], [0, 2, 4, 7, 9, 11])
-    """
-    shown = min(count, most)
-    return sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)})
 
 
 def _wrapped(name: str, width: int = 22) -> str:

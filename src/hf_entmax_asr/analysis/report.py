@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from hf_entmax_asr.analysis.comparison import Comparison, comparison_rows, evenly_spread, plot_maps_by_checkpoint
+from hf_entmax_asr.analysis.comparison import Comparison, comparison_rows, plot_maps_by_checkpoint
 from hf_entmax_asr.analysis.head_agreement import plot_agreement
 from hf_entmax_asr.analysis.page import Picture, Table, page, stage
 from hf_entmax_asr.analysis.phoneme_pictures import plot_phoneme_attention, plot_phoneme_overview
@@ -30,6 +30,7 @@ from hf_entmax_asr.analysis.pictures import (
 )
 from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, save_png
 from hf_entmax_asr.analysis.trajectories import plot_over_training, trajectory
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,8 +253,8 @@ def _example(document: Document, example: Example, folder: Path, seconds_per_fra
         player = _player(example, box.x0, box.x1, limits[0], limits[1], file)
         caption = f"{text}. Above the spectrogram the tokens, where head {example.head[1]} of layer {example.head[0]} "
         pictures.append(Picture(file, caption + "stopped for them; below, the stops of every head.", player))
-    layers = evenly_spread(len(example.maps), MAPS_SHOWN)
-    heads = evenly_spread(max(len(example.maps[layer]) for layer in layers), MAPS_SHOWN)
+    layers = evenly_spaced(len(example.maps), MAPS_SHOWN)
+    heads = evenly_spaced(max(len(example.maps[layer]) for layer in layers), MAPS_SHOWN)
     maps = plot_attention_maps(
         example.maps,
         seconds,

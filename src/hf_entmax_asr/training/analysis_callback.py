@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hf_entmax_asr.analysis.report import write_report
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.recognition.inspection import Labels, analyze, save_analysis
 from hf_entmax_asr.recognition.utterances import DataError
 
@@ -61,9 +61,8 @@ class AnalysisCallback(TrainerCallback):
         short = [i for i, seconds in enumerate(rows["duration"]) if seconds <= MAX_SECONDS]
         if not short:
             raise DataError(f"none of the {len(rows)} utterances to analyse is at most {MAX_SECONDS:g} s long.")
-        chosen = np.linspace(0, len(short) - 1, min(max_utterances, len(short))).round().astype(int)
         self.processor, self.labels = processor, labels
-        self.rows = rows.select([short[i] for i in chosen])
+        self.rows = rows.select([short[i] for i in evenly_spaced(len(short), max_utterances)])
         self.folder, self.every_steps = Path(folder), every_steps
         self.name, self.data = name, data
 
