@@ -165,7 +165,7 @@ def head_divergence(
         raise ValueError(f"max_queries = {max_queries} must be at least 1, or None for every query.")
     weights, allowed = _valid(attention, query_mask, key_mask, causal)
     return torch.stack(
-        [_divergence(w[:, _spread(rows, max_queries)]) for w, rows in zip(weights, allowed[:, 0].any(-1), strict=True)]
+        [_divergence(w[:, _sampled(rows, max_queries)]) for w, rows in zip(weights, allowed[:, 0].any(-1), strict=True)]
     )
 
 
@@ -262,8 +262,8 @@ def _entropy(weights: Tensor, allowed: Tensor) -> Tensor:
     return torch.special.entr(weights).sum((2, 3)) / allowed.any(-1).sum(-1)
 
 
-def _spread(valid: Tensor, most: int | None) -> Tensor:
-    """Indices of the valid places, at most `most`, evenly spaced."""
+def _sampled(valid: Tensor, most: int | None) -> Tensor:
+    """Indices of the valid places, or the middles of `most` equal parts of them."""
     places = valid.nonzero().squeeze(1)
     if most is None or len(places) <= most:
         return places

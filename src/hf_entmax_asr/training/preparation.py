@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -19,6 +18,7 @@ from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.augmentation import find_noise_files
 from hf_entmax_asr.corpora import read_corpus
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
@@ -174,7 +174,7 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
         _take_statistics(extractor, prepared.feature_extractor, recipe.data.prepared)
     elif extractor.cmvn == "global":
         rate = extractor.sampling_rate
-        sample = _spread(len(rows["train"]), _CMVN_UTTERANCES)
+        sample = evenly_spaced(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
     section, texts = recipe.tokenizer, list(rows["train"]["text"])
     tokenizer: Any
@@ -228,7 +228,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
     for role, split in rows.items():
         utterances = checked(role, prepare_split(split, processor), recipe.data, processor.tokenizer, ctc_layers)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
-            utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
+            utterances = utterances.select(evenly_spaced(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
         slowest = frames_at(utterances.frames, min(recipe.augmentation.speeds))
         if role == "train" and slowest.max() > limit:
@@ -255,11 +255,6 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         )
         prepared[role] = utterances
     return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.hop_ms)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` of the indices below `total`, evenly spaced."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 
 
 def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:
