@@ -40,9 +40,10 @@ class Example:
 
     Attributes:
         name, reference, hypothesis: its id, what was said, what was recognised.
-        waveform: (samples,) float in [-1, 1] at `sampling_rate`.
+        waveform: (samples,) float in [-1, 1] at `sampling_rate`, in Hz.
         features: (T, F) log-mel features.
         maps: one (H, S, S) encoder map per layer.
+        alphas: (H,) α of each layer's heads, where it is learned.
         tokens, boundaries: the recognised tokens, and for each monotonic layer where its heads stopped, (H, U); None
             for a model without monotonic heads.
         head: (layer, head) whose boundaries carry the tokens.
@@ -80,6 +81,11 @@ def write_report(
         history: rows of a run's history.jsonl, for the trajectories of α and the gates.
         over_training: analyses of the same run at several steps, read one at a time.
         comparison: this checkpoint, first, and others on the same data, to be shown side by side.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: analyses over training of models with different numbers of layers, or examples or maps of a
+            comparison that do not fit (see `plot_boundaries`, `plot_maps_by_checkpoint`).
     """
     folder = Path(folder)
     sections: list[tuple[str, Sequence[Picture | Table]]] = [("Heads of the encoder", _encoder(document, folder))]

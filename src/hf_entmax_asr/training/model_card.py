@@ -43,7 +43,8 @@ def model_card(
     """Fill `template` ($name placeholders, see model_cards/template.md).
 
     Args:
-        analysis: the newest one of the run (see recognition.inspection), if there is one.
+        analysis: the newest one of the run (see run_analysis), if there is one.
+
     Raises:
         ValueError: the template has a placeholder that no run can fill.
     """

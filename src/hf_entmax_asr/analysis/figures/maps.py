@@ -54,7 +54,7 @@ def plot_attention_maps(
             weights = maps[layer][head]
             image = _draw_map(panel, weights, seconds_per_position)
             alpha = "" if alphas is None else f"α {float(alphas[layer][head]):.2f}, "
-            label = f"layer {layer}, head {head}\n{alpha}{zeros_text(float(weights.eq(0).double().mean()))}"
+            label = f"layer {layer}, head {head}\n{alpha}{zeros_text(_zero_share(weights))}"
             panel.set_title(label, fontsize=8)
     _finish_grid(figure, panels, image)
     return figure
@@ -66,7 +66,11 @@ def plot_transforms(
     *,
     title: str = "The same utterance and layer under several transforms",
 ) -> "Figure":
-    """One row of maps (T, S) under their names, such as "softmax" (paper, Figure 3). Exact zeros are white."""
+    """One row of maps (T, S) under their names, such as "softmax" (paper, Figure 3). Exact zeros are white.
+
+    Raises:
+        ValueError: no maps, or one that is no (T, S) tensor.
+    """
     if not maps:
         raise ValueError("maps is empty; there is nothing to draw.")
     figure = new_figure(title, 2.7 * len(maps) + 1.4, 3.6)
@@ -75,7 +79,7 @@ def plot_transforms(
         if weights.dim() != 2:
             raise ValueError(f"the map {name!r} has shape {tuple(weights.shape)}; one head's (T, S) is needed.")
         image = _draw_map(panel, weights, seconds_per_position)
-        panel.set_title(f"{name}\n{zeros_text(float(weights.eq(0).double().mean()))}", fontsize=10)
+        panel.set_title(f"{name}\n{zeros_text(_zero_share(weights))}", fontsize=10)
     _finish_grid(figure, panels, image)
     return figure
 
@@ -116,8 +120,7 @@ def _draw_row(panels: Sequence[Any], one: Compared) -> Any:
         image = _draw_map(panel, weights, one.document.seconds_per_position)
         alpha = one.fixed_alpha if one.alphas is None else float(one.alphas[layer][head])
         written = "" if alpha is None else f"α {alpha:.2f}, "
-        zeros = zeros_text(float(weights.eq(0).double().mean()))
-        panel.set_title(f"layer {layer}, head {head}\n{written}{zeros}", fontsize=8)
+        panel.set_title(f"layer {layer}, head {head}\n{written}{zeros_text(_zero_share(weights))}", fontsize=8)
     for panel in panels[len(layers) :]:
         panel.set_axis_off()
     panels[0].set_ylabel(f"{one.transform}\n{_wrapped(one.name)}", fontsize=9.5, fontweight="bold")
@@ -153,6 +156,10 @@ def _finish_grid(figure: "Figure", panels: Any, image: Any) -> None:
     bar = figure.colorbar(image, ax=panels, extend="min", fraction=0.03, pad=0.01, aspect=30)
     bar.set_ticks([SMALLEST_SHADE, 0.01, 0.1, 1.0], labels=[f"{SMALLEST_SHADE:g}", "0.01", "0.1", "1"], fontsize=8)
     bar.set_label("attention weight, logarithmic (white: exactly 0)", fontsize=10)
+
+
+def _zero_share(weights: Tensor) -> float:
+    return float(weights.eq(0).double().mean())
 
 
 def _chosen(chosen: Sequence[int] | None, count: int, what: str) -> list[int]:

@@ -62,6 +62,9 @@ def plot_gates(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
     Args:
         history: rows of a run's history.jsonl; see `plot_alphas`.
+
+    Raises:
+        ValueError: as for `plot_alphas`.
     """
     from matplotlib.ticker import AutoLocator, ScalarFormatter
 
