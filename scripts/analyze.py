@@ -230,7 +230,7 @@ def main() -> int:
             arguments.out,
             examples=examples,
             history=history_of(arguments.checkpoint),
-            seconds_per_frame=processor.feature_extractor.hop_ms / 1000,
+            seconds_per_frame=processor.feature_extractor.seconds_per_frame,
             comparison=comparison,
         )
     print(f"written: {target}")

@@ -30,7 +30,7 @@ from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
 from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.utterances import Utterances, prepare_split
+from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, seconds_per_position
 from hf_entmax_asr.training import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,12 +118,8 @@ def examine(
     return meter, histogram, errors
 
 
-def seconds_per_position(model: Any, processor: Any) -> float:
-    return model.config.downsampling_factor * processor.feature_extractor.hop_ms / 1000
-
-
 def generation_limit(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {"max_length": None, "max_new_tokens": inputs["input_features"].shape[1] // model.config.downsampling_factor}
+    return {"max_length": None, "max_new_tokens": model.config.positions_of(inputs["input_features"].shape[1])}
 
 
 def report_heads(model: Any, meter: SparsityMeter) -> dict[str, dict[str, list[float]]]:

@@ -186,7 +186,7 @@ def main(words: list[str] | None = None) -> int:
         failed = {} if arguments.table_only else run(Study.begin(arguments))
         report = render(arguments.output, failed)
     except (RecipeError, CheckpointError, DataError, ImportError, CellError, ValueError) as error:
-        print(f"smaller_models.py: {error}", file=sys.stderr)
+        print(f"study.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

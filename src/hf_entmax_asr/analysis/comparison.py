@@ -30,7 +30,7 @@ class Compared:
 
     Attributes:
         name: short, and different from the others' (see `short_names`).
-        document: its analysis, as `hf_entmax_asr.recognition.inspection.analyze` makes it.
+        document: its analysis, as `hf_entmax_asr.recognition.analyze` makes it.
         parameters: how many numbers the model has.
         maps: one (H, S, S) encoder map per layer, of the utterance that all share; empty without a picture.
         alphas: learned α of the encoder, one (H,) tensor per layer; None for the other transforms.

@@ -18,9 +18,10 @@ from hf_entmax_asr.analysis.document import (
 from hf_entmax_asr.analysis.locality import CURVE_POINTS
 from hf_entmax_asr.analysis.phonemes import NO_CLASS
 from hf_entmax_asr.analysis.probe import PhonemeProbe, split_disjoint
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition.attention_meters import AttentionMeters, Part
 from hf_entmax_asr.recognition.batches import cut_batches
-from hf_entmax_asr.recognition.collating import IGNORED_LABEL, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.document_parts import (
     head_agreement,
     module_measures,
@@ -31,7 +32,7 @@ from hf_entmax_asr.recognition.document_parts import (
 )
 from hf_entmax_asr.recognition.evaluation import decoding_as, is_monotonic
 from hf_entmax_asr.recognition.phoneme_labels import Labels, PhonemeLabels
-from hf_entmax_asr.recognition.utterances import DataError, Utterances, prepare_split
+from hf_entmax_asr.recognition.utterances import DataError, Utterances, prepare_split, seconds_per_position
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def analyze(
         rows: data set with the columns id, audio, text, speaker and duration, as `load_folder` gives them.
         labels: phonemes in time: intervals by utterance id (`read_label_folder`; see `labels_of`), or an aligner.
             None: no PAR, no probe.
-        frames_per_batch: padded 10 ms frames in a batch.
+        frames_per_batch: padded frames in a batch.
         max_seconds: longer utterances are left out, since maps grow with the square of the length.
         diagonal_from, phonetic_from: of the rule in `head_roles`.
         progress: called with the number of utterances of each finished batch.
@@ -105,9 +106,7 @@ class _Inspection:
 
     def __init__(self, model: Any, processor: Any, labels: Labels | None) -> None:
         self.model, self.collate = model, SpeechSeq2SeqCollator(processor)
-        config = model.config
-        hop_seconds = processor.feature_extractor.hop_ms / 1000
-        self.seconds_per_position = hop_seconds * 2**config.subsampling_layers
+        self.seconds_per_position = seconds_per_position(model, processor)
         self.labels = None if labels is None else PhonemeLabels(labels, self.seconds_per_position)
         self.meters = AttentionMeters(model, None if self.labels is None else self.labels.classes)
         self.too_long: dict[str, list[str]] = {}

@@ -13,10 +13,23 @@ from hf_entmax_asr.analysis.reuse import RedundantHead, WaitedForHead, redundant
 from hf_entmax_asr.model.attention import MultiHeadAttention
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
-from hf_entmax_asr.model.monotonic import MonotonicAttention
 
 HeadOrder = Mapping[str, Sequence[int]]
 Removed = dict[str, set[int]]  # numbers of heads, by module
+
+# Along which axis of a parameter of an attention module the heads lie one behind the other; None: they share it.
+HEAD_AXIS: dict[str, int | None] = {
+    **dict.fromkeys((f"{name}_proj.weight" for name in ("q", "k", "v", "window_q", "window_k")), 0),
+    **dict.fromkeys((f"{name}_proj.bias" for name in ("q", "k", "v", "window_q", "window_k")), 0),
+    "out_proj.weight": 1,  # heads are its inputs
+    "out_proj.bias": None,
+    "transform.alpha_logit": 0,
+    "energy_bias": 0,
+    "gate": 0,
+    "cross_head.score.weight": 0,
+    "cross_head.score.bias": 0,
+    "cross_head.transform.alpha_logit": None,
+}
 
 
 @torch.no_grad()
@@ -38,8 +51,8 @@ def share_maps(
             of its group, then map 1, … None, or a module not named: each head uses the map of its own number.
 
     Raises:
-        ValueError: groups in which the first layer has no map of its own, because `model` shares maps already, or an
-            order that is no permutation.
+        ValueError: groups in which the first layer has no map of its own, because `model` shares maps already; an
+            order that is no permutation; or parameters that are not those of an EntmaxAsrForConditionalGeneration.
         huggingface_hub.errors.StrictDataclassError: sizes that do not fit the layers.
     """
     changed = {"encoder_map_groups": encoder_groups, "decoder_map_groups": decoder_groups}
@@ -70,7 +83,8 @@ def remove_heads(
 
     Raises:
         ValueError: a module or head that is not there, the last head of a layer, layers that share a map but not the
-            heads to remove, or cross-attention with cross-head attention, whose weights are shared among all heads.
+            heads to remove, cross-attention with cross-head attention, whose weights are shared among all heads, or
+            parameters that are not those of an EntmaxAsrForConditionalGeneration.
     """
     modules = attention_modules(model)
     for name, heads in removed.items():
@@ -95,8 +109,8 @@ def remove_heads(
 
 def attention_modules(model: EntmaxAsrForConditionalGeneration) -> dict[str, Any]:
     """All self- and cross-attention modules, by the names that `alphas()` and an analysis give them."""
-    kinds = (MultiHeadAttention, MonotonicAttention)
-    return {name.removeprefix("model."): module for name, module in model.named_modules() if isinstance(module, kinds)}
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, MultiHeadAttention))
+    return {name.removeprefix("model."): module for name, module in found}
 
 
 def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
@@ -217,7 +231,14 @@ def _with_weights(
     """A model of `config` in the dtype, mode and device of `model`, with the weights in `state` that it has."""
     changed: Any = EntmaxAsrForConditionalGeneration(config)
     changed.to(model.device, model.dtype)
-    changed.load_state_dict({name: state[name] for name in changed.state_dict()})
+    kept = changed.state_dict().keys()
+    # Queries, keys and α of layers that share a map go; whatever else would be lost is not ours to drop.
+    if lost := [name for name in state if name not in kept and name.partition("_attn.")[2] not in HEAD_AXIS]:
+        raise ValueError(
+            f"{lost[0]} would be lost: the new model is an {type(changed).__name__} made from the configuration alone, "
+            "which has no such parameter. Let the configuration make it, or take it off the model first."
+        )
+    changed.load_state_dict({name: state[name] for name in kept})
     changed.generation_config = model.generation_config
     return changed.train(model.training)
 
@@ -236,12 +257,20 @@ def _reorder_heads(state: dict[str, Tensor], name: str, order: Sequence[int], mo
 
 
 def _keep_heads(state: dict[str, Tensor], module: str, kept: Sequence[int], heads: int) -> None:
-    """Keeps the heads `kept` of an attention module, in that order, in place in a state dict."""
+    """Keeps the heads `kept` of an attention module, in that order, in place in a state dict.
+
+    Raises:
+        ValueError: the module has a parameter that is not in `HEAD_AXIS`.
+    """
     index = torch.tensor(list(kept))
     for name in [name for name in state if name.startswith(f"{module}.")]:
         tensor, part = state[name], name.removeprefix(f"{module}.")
-        if part == "out_proj.bias":
-            continue
-        dim = 1 if part == "out_proj.weight" else 0  # heads lie along the inputs of out_proj, else along the outputs
-        by_head = tensor.unflatten(dim, (heads, -1)).index_select(dim, index.to(tensor.device))
-        state[name] = by_head.flatten(dim, dim + 1)
+        if part not in HEAD_AXIS:
+            raise ValueError(
+                f"{module} has a parameter {part} of shape {tuple(tensor.shape)}, and along which axis its heads lie "
+                "is not known: name it in HEAD_AXIS of hf_entmax_asr/recognition/surgery.py, with that axis, or with "
+                "None if the heads share it."
+            )
+        if (axis := HEAD_AXIS[part]) is not None:
+            by_head = tensor.unflatten(axis, (heads, -1)).index_select(axis, index.to(tensor.device))
+            state[name] = by_head.flatten(axis, axis + 1)

@@ -117,7 +117,11 @@ class ScheduleSection:
 
 @dataclass
 class EvaluationSection:
-    """When to log, evaluate and save. A checkpoint is written at each evaluation and at the end."""
+    """When to log, evaluate and save. A checkpoint is written at each evaluation and at the end.
+
+    The link `best` names the latest checkpoint whose `best_metric`, under the model's own decoding, lies within one
+    standard error (over the utterances, and at least one word or character) of the lowest.
+    """
 
     log_every_steps: int = 50
     every_steps: int | None = None  # null: at the end only
@@ -127,7 +131,7 @@ class EvaluationSection:
     frames_per_batch: int = 16000
     max_utterances: int | None = None  # of the validation split; null: all
     compare_decodings: bool = True  # monotonic models: hard and soft side by side
-    best_metric: Literal["wer", "cer"] = "wer"  # under the model's own decoding
+    best_metric: Literal["wer", "cer"] = "wer"  # by which `best` is chosen
     keep_last: int = 2
     keep_best: int = 1
     average: Literal["none", "last", "best"] = "none"  # average this many of the kept checkpoints at the end
