@@ -22,7 +22,7 @@ import torch
 from transformers import pipeline
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, plot_scores, save_png
+from hf_entmax_asr.analysis import plot_alphas, plot_attention_maps, plot_boundaries, plot_scores, save_png
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.analysis.word_ends import WordEndErrors, best_heads, word_end_errors
 from hf_entmax_asr.atomic_files import write_text_atomically

@@ -2,28 +2,28 @@
 
 Each field stands in the JSON under its own name, "version" beside them. Sequences over heads are in the order of the
 heads; None (null) is "not measured"; means are over utterances where nothing else is said; floats have six significant
-digits. A field that defaults to `left_out()` is absent from the JSON where it is None.
+digits. A field marked LEFT_OUT is absent from the JSON where it is None.
 """
 
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.analysis.typed_json import MalformedError, from_json, left_out, to_json
+from hf_entmax_asr.analysis.phoneme_attention import Role
+from hf_entmax_asr.analysis.typed_json import LEFT_OUT, MalformedError, from_json, to_json
 from hf_entmax_asr.atomic_files import write_text_atomically
 
 VERSION = 1
 
 Vector = Sequence[float | None]
 Matrix = Sequence[Vector]
-Role = Literal["linguistic", "phonetic", "neither"]
 
 
 class DocumentError(ValueError):
@@ -68,8 +68,8 @@ class AttentionMeasures:
     entropy_nats: Vector
     verticality: Vector
     uniform: UniformMeasures
-    alpha: Vector | None = left_out()
-    gate: Vector | None = left_out()
+    alpha: Vector | None = field(default=None, metadata=LEFT_OUT)
+    gate: Vector | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ class EncoderMeasures(SelfAttentionMeasures):
     """Self-attention of an encoder layer; lifts over uniform attention with phoneme labels only. See `head_roles`."""
 
     kind: Literal["encoder"] = "encoder"
-    same_phoneme_lift: Vector | None = left_out()
-    same_place_lift: Vector | None = left_out()
+    same_phoneme_lift: Vector | None = field(default=None, metadata=LEFT_OUT)
+    same_place_lift: Vector | None = field(default=None, metadata=LEFT_OUT)
     role: Sequence[Role | None]
 
 
@@ -165,6 +165,14 @@ class WeightHistogram:
     zeros: int
     below: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightHistograms:
+    """The two sides of a model."""
+
+    encoder: WeightHistogram
+    decoder: WeightHistogram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +258,6 @@ class AnalysisDocument:
         curve_r: r of the curves D(r).
         modules: by name, such as encoder.layers.0.self_attn.
         agreement: of all encoder heads; from at most 64 evenly spaced queries of each utterance.
-        histogram: of "encoder" and "decoder".
         monotonic: None without monotonic heads.
         phonemes, probe: None without phoneme labels.
         step: of training, where the model was analysed during training.
@@ -267,11 +274,11 @@ class AnalysisDocument:
     modules: Mapping[str, EncoderMeasures | DecoderMeasures | CrossMeasures]
     role_rule: RoleRule
     agreement: HeadAgreement
-    histogram: Mapping[str, WeightHistogram]
+    histogram: WeightHistograms
     monotonic: MonotonicMeasures | None
     phonemes: PhonemeMeasures | None
     probe: ProbeMeasures | ProbeFailure | None
-    step: int | None = left_out()
+    step: int | None = field(default=None, metadata=LEFT_OUT)
 
     @property
     def encoder(self) -> list[EncoderMeasures]:

@@ -8,27 +8,21 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
-LEFT_OUT = "left out where None"
+LEFT_OUT = {"left out where None": True}  # metadata of a field that is absent from the JSON where it is None
 
 
 class MalformedError(ValueError):
     """A value that does not fit the type; the message names its key, and what should stand there."""
 
 
-def left_out() -> Any:
-    """The default of a field that is absent from the JSON where it is None."""
-    return field(default=None, metadata={LEFT_OUT: True})
-
-
 def to_json(value: Any) -> Any:
     """Dataclasses and mappings as dicts, sequences as lists, all the way down."""
     if dataclasses.is_dataclass(value):
         values = {each: getattr(value, each.name) for each in dataclasses.fields(value)}
-        return {each.name: to_json(v) for each, v in values.items() if v is not None or LEFT_OUT not in each.metadata}
+        return {each.name: to_json(v) for each, v in values.items() if v is not None or each.metadata != LEFT_OUT}
     if isinstance(value, Mapping):
         return {name: to_json(item) for name, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, (list, tuple)) else value

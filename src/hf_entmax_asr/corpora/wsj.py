@@ -17,17 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_entmax_asr.audio.sphere import require_av
-from hf_entmax_asr.corpora.building import (
-    BadUtterances,
-    Listing,
-    build,
-    choose_splits,
-    file_signature,
-    finding,
-    utf8_lines,
-    utterance,
-)
+from hf_entmax_asr.corpora.building import BadUtterances, Listing, file_signature, utf8_lines
+from hf_entmax_asr.corpora.corpus import ShardedCorpus
 from hf_entmax_asr.corpora.report import BAD_LINE, LISTED_TWICE, NEAREST_TEXT, NO_AUDIO, NO_TRANSCRIPT, Findings
+from hf_entmax_asr.corpora.rows import finding, utterance
+from hf_entmax_asr.text import TextRule
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -92,16 +86,17 @@ def load_wsj(
         CorpusError: damage; the message counts it and names paths.
         ImportError: PyAV, which decodes the audio, is not installed.
     """
-    return build(list_wsj(root, splits), streaming, bad_utterances, cache_dir, num_proc).splits
+    return CORPUS.read(
+        root, streaming, splits=splits, bad_utterances=bad_utterances, cache_dir=cache_dir, num_proc=num_proc
+    ).splits
 
 
-def list_wsj(root: str | os.PathLike, splits: Sequence[str] | str | None = None) -> Listing:
+def list_wsj(root: Path, splits: Sequence[str] | None) -> Listing:
     """The indexed utterances of each split, without decoding them; raises what `load_wsj` says."""
     require_av()
-    wanted, base = choose_splits(tuple(INDICES), splits), Path(root).absolute()
-    tree, listing = _Tree(base), Listing("wsj", base, named=splits is not None)
+    tree, listing = _Tree(root), Listing(root)
     transcripts = _Transcripts(tree, listing.findings)
-    for split in wanted:
+    for split in splits or INDICES:
         indices = {index: tree.find(index.disc, index.path) for index in INDICES[split]}
         absent = [f"{_disc_name(index.disc)}/{index.path}" for index, path in indices.items() if path is None]
         if absent:
@@ -117,9 +112,8 @@ def list_wsj(root: str | os.PathLike, splits: Sequence[str] | str | None = None)
             listing.missing[split] = f"no entries in {' and '.join(map(str, indices.values()))}"
             continue
         ordered = [entries[name] for name in sorted(entries)]
-        listing.expected[split] = EXPECTED[split]
         listing.shards[split] = [
-            _Stretch(tuple(ordered[start : start + _UTTERANCES_PER_SHARD]))
+            _EntryBlock(tuple(ordered[start : start + _UTTERANCES_PER_SHARD]))
             for start in range(0, len(ordered), _UTTERANCES_PER_SHARD)
         ]
     return listing
@@ -164,8 +158,8 @@ class _Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Consecutive entries of a split."""
+class _EntryBlock:
+    """Consecutive entries of a split: a shard."""
 
     entries: tuple[_Entry, ...]
 
@@ -306,3 +300,37 @@ class _Transcripts:
                 else:
                     texts[match[2].lower()] = match[1].strip()
         return self.texts[path]
+
+
+# Kaldi's scoring filter: marks that are not words, two signs, and four slips of the reference transcripts.
+_UNSCORED_MARKS = re.compile(f"{NOISE}|<SPOKEN_NOISE>|<UNK>|[:*]")
+_TRANSCRIPT_SLIPS = {
+    "-HOLDER": "HOLDER",
+    "COMPAIGN": "CAMPAIGN",
+    "APPROACHES-": "APPROACHES",
+    "RESEACHERS": "RESEARCHERS",
+}
+
+
+def _as_scored(text: str) -> str:
+    text = _UNSCORED_MARKS.sub("", text)
+    for slip, right in _TRANSCRIPT_SLIPS.items():
+        text = text.replace(slip, right)
+    return " ".join(text.split())
+
+
+CORPUS = ShardedCorpus(
+    name="wsj",
+    splits=EXPECTED,
+    list_shards=list_wsj,
+    train_splits=("train_si284", "train_si84"),  # the larger holds the smaller
+    validation_split="test_dev93",
+    symbols=(NOISE,),
+    scoring_rule=TextRule(
+        "wsj",
+        "no <NOISE>, <SPOKEN_NOISE>, <UNK>, colons and asterisks; four slips of the transcripts put right",
+        "Kaldi, egs/wsj/s5/local/wer_output_filter",
+        _as_scored,
+    ),
+    recipe="wsj_strong.yaml",
+)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -17,14 +16,15 @@ from transformers import AutoTokenizer
 
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.corpora import read_corpus
+from hf_entmax_asr.corpora import CORPORA, read_corpus
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
-from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
+from hf_entmax_asr.tokenization import train_tokenizer
 from hf_entmax_asr.training.batch_loader import noise_files
 from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
 from hf_entmax_asr.training.data_checks import checked
@@ -147,11 +147,11 @@ def load_rows(recipe: Recipe) -> dict[str, Any]:
         raise DataError("no data: give --data FOLDER or set data.path in the recipe")
     roles = {"train": section.train_split, "validation": section.validation_split}
     wanted = {role: name.split("+") for role, name in roles.items() if name is not None}
-    options: dict[str, Any] = {}
-    if section.corpus != "folder":  # a folder's splits are known only once it is read
-        options = {"splits": list(itertools.chain(*wanted.values())), "bad_utterances": section.bad_utterances}
+    named = None
+    if CORPORA[section.corpus].splits:  # else they are known only once they are read
+        named = list(itertools.chain(*wanted.values()))
     try:
-        splits = read_corpus(section.corpus, section.path, **options).splits
+        splits = read_corpus(section.corpus, section.path, splits=named, bad_utterances=section.bad_utterances).splits
     except (OSError, ValueError, ImportError) as error:
         raise DataError(str(error)) from error
     rows = {}
@@ -173,7 +173,7 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
         _take_statistics(extractor, prepared.feature_extractor, recipe.data.prepared)
     elif extractor.needs_statistics:
         rate = extractor.sampling_rate
-        sample = _spread(len(rows["train"]), _CMVN_UTTERANCES)
+        sample = evenly_spaced(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
     section, texts = recipe.tokenizer, list(rows["train"]["text"])
     tokenizer: Any
@@ -183,12 +183,15 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     elif section.path is not None:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
         _check_tokenizer(tokenizer, section.path)
-    elif section.kind == "character":
-        tokenizer = train_character_tokenizer(
-            texts, word_boundary=section.word_boundary, nfkc=section.nfkc, symbols=section.symbols
-        )
     else:
-        tokenizer = train_bpe_tokenizer(texts, section.vocab_size, nfkc=section.nfkc)
+        tokenizer = train_tokenizer(
+            section.kind,
+            texts,
+            vocab_size=section.vocab_size,
+            word_boundary=section.word_boundary,
+            nfkc=section.nfkc,
+            symbols=section.symbols,
+        )
     return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
 
 
@@ -228,7 +231,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
         utterances = checked(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
-            utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
+            utterances = utterances.select(evenly_spaced(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
         slowest = processor.feature_extractor.frames_at(utterances.frames, min(recipe.augmentation.speeds))
         if role == "train" and slowest.max() > limit:
@@ -255,11 +258,6 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         )
         prepared[role] = utterances
     return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.seconds_per_frame)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` of the indices below `total`, evenly spaced."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 
 
 def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:
