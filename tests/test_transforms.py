@@ -44,7 +44,8 @@ def test_attending_is_the_transform_of_the_scores(name, biased):
         expected = transform(scores, mask)
         inputs = (query, key, value, mask, bias)
         context, weights = transform.attend(*inputs, scale=1 / 3, need_weights=True)
-        fused, _ = transform.attend(*inputs, scale=1 / 3)
+        fused, unneeded = transform.attend(*inputs, scale=1 / 3)
+    assert (unneeded is None) == (transform.as_entmax() is not None)  # the fused form holds no weights
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(context, expected @ value)
     torch.testing.assert_close(fused, context)
