@@ -60,15 +60,17 @@ class AttentionTransform(nn.Module):
         form = None if need_weights else self.as_entmax()
         if form is not None:
             alpha, factor = form
-            if isinstance(factor, Tensor):  # of each head: the query carries it
-                per_head = factor.to(query.dtype).view(-1, 1, 1)
-                query, factor = query * per_head, 1.0
-            else:
-                per_head = factor
-            if bias is not None:
-                bias = bias * per_head  # it is a part of the scores
+            if isinstance(factor, Tensor):
+                factor = factor.to(query.dtype).view(-1, 1, 1)
             context: Tensor = entmax_attention(  # type: ignore[assignment]  # a pair only with return_weights
-                query, key, value, alpha, mask, bias, scale=scale * factor, dropout_p=dropout_p
+                query * factor if isinstance(factor, Tensor) else query,
+                key,
+                value,
+                alpha,
+                mask,
+                None if bias is None else bias * factor,  # it is a part of the scores
+                scale=scale if isinstance(factor, Tensor) else scale * factor,
+                dropout_p=dropout_p,
             )
             return context, None
         scores = query * scale @ key.transpose(-1, -2)  # scaled before, for float16's range
