@@ -44,7 +44,7 @@ def made_up_words(count: int) -> list[str]:
 
 
 def systems(folder: Path) -> dict[str, tuple]:
-    """Name -> (tokenizer, language model, texts)."""
+    """Name -> (language model, tokenizer, texts)."""
     demo = draw_splits(0, {"train": SENTENCES})["train"]
     words = made_up(made_up_words(20_000), 10, " ")
     chinese = made_up([chr(0x4E00 + i) for i in range(4000)], 15, "")
@@ -57,7 +57,7 @@ def systems(folder: Path) -> dict[str, tuple]:
     ):
         path = folder / f"{len(made)}.arpa"
         train_ngram(texts, path, order=order, unit=unit)
-        made[name] = tokenizer, NgramModel(path, unit=unit), texts
+        made[name] = NgramModel(path, unit=unit), tokenizer, texts
     return made
 
 
@@ -77,7 +77,7 @@ def follow(fusion: LanguageModelFusion, ids: torch.Tensor, vocabulary: int) -> f
 def per_step(rounds: int) -> list[list[object]]:
     lines: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (tokenizer, model, texts) in systems(Path(folder)).items():
+        for name, (model, tokenizer, texts) in systems(Path(folder)).items():
             for rows in ROWS:
                 first, again = [], []
                 for turn in range(rounds):

@@ -13,7 +13,7 @@ from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from hf_entmax_asr.training import RecipeError, train
-from hf_entmax_asr.training import loading as loading_module
+from hf_entmax_asr.training.batch_loader import batch_loader
 from support.tones import tiny_recipe, weights, write_splits
 
 RATE = 16_000
@@ -81,14 +81,14 @@ def test_recorded_noise_is_resampled_read_from_anywhere_and_repeated(tmp_path):
     (tmp_path / "deep").mkdir()
     soundfile.write(tmp_path / "deep" / "hum.wav", tone(1000, 0.1), RATE)
     soundfile.write(tmp_path / "other.flac", np.tile(tone(1000, 0.1)[::2], 2), RATE // 2)
-    files = find_noise_files(str(tmp_path))
+    files = find_noise_files(tmp_path)
     assert [path.name for path in files] == ["hum.wav", "other.flac"]
     perturb, source = WaveformPerturbation(noise_share=1.0, noise_snr_db=(0.0, 0.0), noise_files=files), generator()
     added = [perturb(tone(200), source) - tone(200) for _ in range(8)]
     assert all(pitch(a) == pytest.approx(1000, abs=5) for a in added)
     assert len({round(float(a[0]), 6) for a in added}) > 4
-    with pytest.raises(RecipeError, match="holds no audio files"):
-        find_noise_files(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="nothing holds no audio files"):
+        find_noise_files(tmp_path / "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,7 @@ def test_a_run_with_all_of_it_resumes_bit_for_bit_in_workers_too(tmp_path):
 def test_features_are_not_cached_where_waveforms_change(tmp_path, monkeypatch):
     tones = write_splits(tmp_path / "tones", train=8, validation=2)
     seen = []
-    make = loading_module.batch_loader
-    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or make(*a))
+    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or batch_loader(*a))
     recipe = tiny_recipe(tones, augmentation={"speeds": [0.9, 1.1]}, schedule={"max_steps": 1})
     train(recipe, tmp_path / "run")
     assert seen[0].features is None
@@ -149,5 +148,7 @@ def test_features_are_not_cached_where_waveforms_change(tmp_path, monkeypatch):
             tiny_recipe(tones, augmentation={"speeds": [0.5]}, batching={"frames_per_batch": 130}), tmp_path / "tight"
         )
     noise = {"noise_share": 0.5, "noise_path": str(tmp_path / "none")}
-    with pytest.raises(RecipeError, match="holds no audio files; null takes white noise"):
+    with pytest.raises(
+        RecipeError, match=r"^augmentation.noise_path: .*none holds no audio files; null takes white noise"
+    ):
         train(tiny_recipe(tones, augmentation=noise), tmp_path / "noise")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.kernels import backend
-from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
+from hf_entmax_asr.model.cache import MonotonicLayer
 from hf_entmax_asr.model.reading import hard_reading
 from support.small_models import small_model
 

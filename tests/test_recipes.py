@@ -14,8 +14,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.training import load_recipe, read_history, train
-from hf_entmax_asr.training.preparation import load_checkpoint
 from support import corpus_trees
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -86,7 +86,7 @@ def test_a_recipe_trains_three_steps_on_its_rebuilt_corpus(name, prepared, monke
     assert all(math.isfinite(r["loss"]) and r["gradient_norm"] > 0 for r in steps)
     assert all(("ctc_loss" in r, "head_penalty" in r) == (kind == "strong", kind == "paper") for r in steps)
     assert (tmp_path / "run" / "average").exists() == (kind == "strong")
-    processor, model = load_checkpoint(result.best)
+    model, processor = load_recogniser(result.best, "cpu")
     assert processor.feature_extractor.cmvn == ("global" if kind == "strong" else "utterance")
     assert list(result.scores) == ["hard", "soft"]
     assert model.config.encoder_transform == model.config.decoder_transform == "entmax"

@@ -1,5 +1,6 @@
 """Smaller models out of trained ones, and the programs that make them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from safetensors.torch import load_file
 
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.corpora.folder import load_folder
+from hf_entmax_asr.model.attention import MultiHeadAttention
+from hf_entmax_asr.recognition import analyze, save_analysis
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.recognition.inspection import analyze, save_analysis
 from hf_entmax_asr.recognition.report_examples import example_of
-from hf_entmax_asr.recognition.surgery import share_maps
+from hf_entmax_asr.recognition.surgery import HEAD_AXIS, attention_modules, remove_heads, share_maps
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from hf_entmax_asr.training import RecipeError, load_recipe, train
 from support.small_models import features, small_model, targets
@@ -100,6 +102,66 @@ def test_groups_that_cannot_be():
         share_maps(shared, head_order={"encoder.layers.1.self_attn": [1, 0]})
 
 
+# Parameters that surgery does not know
+
+
+def with_extra_parameter(name: str) -> EntmaxAsrForConditionalGeneration:
+    """A model of which one attention module holds a parameter that the others lack, two columns a head."""
+    model = small_model(lively=True, **LAYERS)
+    module = model.get_submodule(f"model.{name}")
+    module.register_parameter("distance_bias", torch.nn.Parameter(torch.randn(4, 2 * module.num_heads)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("encoder.layers.1.self_attn", [1, 0]), ("decoder.layers.0.self_attn", [1, 0, 2, 3])]
+)
+def test_heads_of_an_unknown_parameter_are_not_guessed(name, order):
+    model = with_extra_parameter(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    message = rf"model\.{name} has a parameter distance_bias of shape \(4, \d\).*name it in HEAD_AXIS"
+    with pytest.raises(ValueError, match=message):
+        remove_heads(model, {name: [1]})
+    with pytest.raises(ValueError, match=message):
+        share_maps(model, head_order={name: order})
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_parameter_that_only_this_model_has_is_not_lost_in_silence():
+    with pytest.raises(ValueError, match=r"model\.encoder\.layers\.1\.self_attn\.distance_bias would be lost"):
+        remove_heads(with_extra_parameter("encoder.layers.1.self_attn"), {"encoder.layers.0.self_attn": [1]})
+
+
+def test_a_line_in_the_table_is_enough(monkeypatch):
+    """Heads along the second axis, two columns each; the model made anew has the parameter too."""
+    monkeypatch.setitem(HEAD_AXIS, "distance_bias", 1)
+    build = MultiHeadAttention.__init__
+
+    def build_with_bias(self, *arguments):
+        build(self, *arguments)
+        self.distance_bias = torch.nn.Parameter(torch.randn(4, 2 * self.num_heads))
+
+    monkeypatch.setattr(MultiHeadAttention, "__init__", build_with_bias)
+    model = small_model(**LAYERS)
+    smaller = remove_heads(model, {"decoder.layers.0.self_attn": [0, 2]})
+    before, after = (m.model.decoder.layers[0].self_attn.distance_bias for m in (model, smaller))
+    assert torch.equal(after, before[:, [2, 3, 6, 7]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cross_attention": "full", "cross_transform": "entmax", "cross_head_transform": "entmax"},
+        {"monotonic_chunk_size": None, "cross_head_transform": "entmax"},
+        {"monotonic_chunk_size": 4, "head_regularizer": "gate_l1", "head_regularizer_layers": [0, 1]},
+    ],
+)
+def test_the_table_names_every_parameter_of_attention(options):
+    model = small_model(**options)
+    for name, module in attention_modules(model).items():
+        assert module.state_dict().keys() <= HEAD_AXIS.keys(), name
+
+
 def test_an_example_shows_the_alpha_of_the_lender(checkpoint, tones):
     model = share_maps(EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint), encoder_groups=[1, 3])
     example = example_of(model, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"][0])
@@ -139,13 +201,11 @@ def test_reuse_by_an_analysis(checkpoint, tones, call, tmp_path):
     shared = EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)
     shared = share_maps(shared, encoder_groups=[1, 3])
     again = analyze(shared, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"])
-    alphas = [again["modules"][f"encoder.layers.{layer}.self_attn"]["alpha"] for layer in range(4)]
+    alphas = [module.alpha for module in again.encoder]
     assert alphas == [alphas[0]] + [alphas[1]] * 3
-    assert again["model"]["encoder_map_groups"] == [1, 3]
-    document["model"]["d_model"] = 99
-    status, _, said = call(
-        "reuse", checkpoint, "--out", tmp_path / "b", *budget[:-1], save_analysis(document, analysis)
-    )
+    assert again.model.encoder_map_groups == [1, 3]
+    other = dataclasses.replace(document, model=dataclasses.replace(document.model, d_model=99))
+    status, _, said = call("reuse", checkpoint, "--out", tmp_path / "b", *budget[:-1], save_analysis(other, analysis))
     assert status == 1
     assert "is of another model: d_model is 99 there and 16 here" in said
 

@@ -11,14 +11,16 @@ import soundfile
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from hf_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from hf_entmax_asr.training import train
 from hf_entmax_asr.training.data_checks import checked, ctc_length
 from hf_entmax_asr.training.optimization import budget_used, learning_rate, parameter_groups, set_learning_rate
-from hf_entmax_asr.training.preparation import build_config, build_model, build_processor, load_checkpoint, load_rows
+from hf_entmax_asr.training.preparation import build_config, build_model, build_processor, load_rows
 from hf_entmax_asr.training.recipe import ScheduleSection
 from support.tones import tiny_recipe, write_splits, write_tones
 
@@ -112,7 +114,9 @@ def test_bad_utterances_can_be_dropped(tones, tmp_path):
     recipe = tiny_recipe(tones, data={"path": path, "validation_split": None, "bad_utterances": "drop"})
     rows = load_rows(recipe)
     processor = build_processor(recipe, rows)
-    kept = checked("train", prepare_split(rows["train"], processor), recipe.data, processor.tokenizer, 2)
+    utterances = prepare_split(rows["train"], processor)
+    positions = EntmaxAsrConfig().positions_of(utterances.frames)
+    kept = checked("train", utterances, recipe.data, processor.tokenizer, positions)
     assert kept.texts == ["ab"]
     assert kept.example(0)["labels"] == processor.tokenizer("ab").input_ids
 
@@ -137,7 +141,7 @@ def test_a_tokenizer_of_ones_own(tones, tmp_path):
     train_character_tokenizer(["abcdef ghi"]).save_pretrained(tmp_path / "own")
     recipe = tiny_recipe(tones, tokenizer={"path": str(tmp_path / "own")})
     result = train(recipe, tmp_path / "run", stop_after=1)
-    processor, model = load_checkpoint(result.last)
+    model, processor = load_recogniser(result.last, "cpu")
     assert len(processor.tokenizer) == model.config.vocab_size == 4 + 10
     other = train_character_tokenizer(["abcdef"])
     other.backend_tokenizer.post_processor = TemplateProcessing(single="$A")

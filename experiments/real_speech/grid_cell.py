@@ -16,12 +16,12 @@ import torch
 
 from hf_entmax_asr.analysis.sparsity import SparsityMeter
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, cache_features, prepare_split
-from hf_entmax_asr.training.batching import BatchOptions
 from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.preparation import load_rows
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
@@ -236,13 +236,13 @@ def _write_hypotheses(file: Path, utterances: Utterances, texts: Sequence[str]) 
 def examine(model: Any, utterances: Utterances, collate: SpeechSeq2SeqCollator) -> dict[str, dict[str, list[float]]]:
     """α and share of exact zeros of each self-attention head, by module; the decoder reads the references."""
     meter = SparsityMeter()
-    options = BatchOptions(frames_per_batch=max(FRAMES_EXAMINED, int(utterances.frames.max())))
-    for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, options):
+    most_frames = max(FRAMES_EXAMINED, int(utterances.frames.max()))
+    for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, most_frames):
         batch = {
             name: value.to(model.device) for name, value in collate([utterances.example(i) for i in indices]).items()
         }
         out = model(**batch, output_attentions=True)
-        source, target = model.position_mask(batch["attention_mask"]), batch["labels"].ne(-100)
+        source, target = model.position_mask(batch["attention_mask"]), batch["labels"].ne(IGNORED_LABEL)
         for layer, weights in enumerate(out.encoder_attentions):
             meter.update({f"encoder.layers.{layer}.self_attn": weights}, source, source)
         for layer, weights in enumerate(out.decoder_attentions):

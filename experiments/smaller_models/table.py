@@ -1,4 +1,4 @@
-"""The tables of smaller_models.py, from what it has kept in its folder: WER, size and speed of each variant."""
+"""The tables of study.py, from what it has kept in its folder: WER, size and speed of each variant."""
 
 import json
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""One variant of smaller_models.py: cut out of the checkpoint, scored, trained further, timed. What is done is kept."""
+"""One variant of study.py: cut out of the checkpoint, scored, trained further, timed. What is done is kept."""
 
 import argparse
 import json
@@ -16,15 +16,14 @@ from experiments.real_speech.grid_cell import CellError, recognise_ways, split_u
 from experiments.smaller_models.table import AS_CUT, GATES, RESULT, TIMING, TRAINED, UNPRUNED
 
 from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.model.monotonic import MonotonicAttention
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, remove_heads, share_maps
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.collating import IGNORED_LABEL
 from hf_entmax_asr.recognition.surgery import Removed, attention_modules
-from hf_entmax_asr.recognition.utterances import Utterances
+from hf_entmax_asr.recognition.utterances import Utterances, seconds_per_position
 from hf_entmax_asr.training import Recipe, load_recipe
-from hf_entmax_asr.training.batching import BatchOptions
 from hf_entmax_asr.training.checkpointing import WEIGHTS
 
 RATE_SHARE = 0.25  # of the recipe's peak learning rate, about what is left of it when the recipes begin to cool down
@@ -169,18 +168,17 @@ def last_stop_seconds(model: Any, study: Study) -> float | None:
     if not active.any():
         return None
     utterances, collate = study.utterances, SpeechSeq2SeqCollator(study.processor)
-    options = BatchOptions(frames_per_batch=max(study.recipe.evaluation.frames_per_batch, int(utterances.frames.max())))
+    most_frames = max(study.recipe.evaluation.frames_per_batch, int(utterances.frames.max()))
     positions = tokens = 0.0
     with decoding_as(model, "hard"):
-        for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, options):
+        for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, most_frames):
             examples = collate([utterances.example(i) for i in indices])
             batch = {name: value.to(model.device) for name, value in examples.items()}
             stops = torch.cat(list(model(**batch, output_boundaries=True, use_cache=False).boundaries), 1)  # (B, N, U)
             real = batch["labels"] != IGNORED_LABEL
             positions += stops[:, active].amax(1)[real].sum().item()
             tokens += real.sum().item()
-    hop_seconds = study.processor.feature_extractor.hop_ms / 1000
-    return round(positions / tokens * model.config.downsampling_factor * hop_seconds, 4)
+    return round(positions / tokens * seconds_per_position(model, study.processor), 4)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_entmax_asr.audio import AUDIO_SUFFIXES, read_audio, resample
+from hf_entmax_asr.audio import AUDIO_SUFFIXES, read_audio, resample_by_ratio
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
     to the nearest 1 %. Raises ValueError for one below 1 %.
     """
     ratio = Fraction(round(100 * speed), 100)
-    return resample(waveform, ratio.numerator, ratio.denominator)
+    return resample_by_ratio(waveform, ratio.numerator, ratio.denominator)
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,9 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndar
     return waveform + noise * np.sqrt(speech_power / noise_power / 10 ** (snr_db / 10))
 
 
-def find_noise_files(folder: str | None) -> tuple[Path, ...]:
+def find_noise_files(folder: str | Path) -> tuple[Path, ...]:
     """The audio files below a folder, in order; ValueError where there are none."""
-    if folder is None:
-        return ()
     files = tuple(path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
-        raise ValueError(f"augmentation.noise_path is {folder}, which holds no audio files; null takes white noise")
+        raise ValueError(f"{folder} holds no audio files")
     return files

@@ -52,8 +52,8 @@ def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict
     inputs = processor(audio=speech, sampling_rate=rate)
     labels = torch.tensor([[5, 6, 7, 2]])
     report = {
-        "classes": [type(thing).__name__ for thing in (config, processor, model, transcribe.model)],
-        "modules": [type(thing).__module__ for thing in (config, processor, model, transcribe.model)],
+        "classes": [type(thing).__name__ for thing in (config, model, processor, transcribe.model)],
+        "modules": [type(thing).__module__ for thing in (config, model, processor, transcribe.model)],
         "branch": transcribe.type,
         "pipeline": transcribe(speech.copy(), generate_kwargs=options)["text"],
         "text": processor.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True),

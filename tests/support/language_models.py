@@ -1,4 +1,4 @@
-"""Small language models for the tests, as ARPA files and as dictionaries; and what those tests need installed."""
+"""Small language models for the tests, as ARPA files and as dictionaries; a recogniser; what these tests need."""
 
 import importlib.util
 import itertools
@@ -8,6 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+
+from hf_entmax_asr import EntmaxAsrForConditionalGeneration
+from support.small_models import small_model
 
 NO_KENLM = importlib.util.find_spec("kenlm") is None
 NO_TRAINER = not any((shutil.which("lmplz"), shutil.which("tlm"), Path("/usr/lib/irstlm/bin/tlm").exists()))
@@ -73,3 +77,21 @@ def word_ngrams() -> Ngrams:
 
 def character_ngrams() -> Ngrams:
     return make_ngrams([list(sentence.replace(" ", "▁")) for sentence in SENTENCES])
+
+
+def recogniser(tokenizer, seed: int = 0) -> EntmaxAsrForConditionalGeneration:
+    """A random model that varies its tokens and ends after a few; monotonic heads and α-entmax, as in the paper."""
+    model = small_model(
+        seed,
+        lively=True,
+        vocab_size=len(tokenizer),
+        encoder_transform="entmax",
+        cross_attention="monotonic",
+        monotonic_chunk_size=4,
+        first_monotonic_layer=1,
+    )
+    with torch.no_grad():
+        never_said = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+        model.get_output_embeddings().weight[never_said] = 0.0
+        model.get_output_embeddings().weight.mul_(0.4)
+    return model

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
-IGNORED = -100  # labels with this value are padding
+IGNORED_LABEL = -100  # padding among labels; torch and transformers leave it out of losses too
 
 
 def recognition_losses(
@@ -34,12 +34,12 @@ def recognition_losses(
         num_items_in_batch: target tokens of the whole step, where it is made of several batches.
         label_smoothing: of the cross entropy.
     """
-    tokens = (labels != IGNORED).sum().clamp(min=1)
+    tokens = (labels != IGNORED_LABEL).sum().clamp(min=1)
     step_tokens = tokens if num_items_in_batch is None else num_items_in_batch
     cross_entropy = F.cross_entropy(
         logits.float().flatten(0, 1),
         labels.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORED_LABEL,
         label_smoothing=label_smoothing,
         reduction="sum",
     )
@@ -65,7 +65,7 @@ def summed_ctc_loss(
     """
     eos = config.eos_token_id
     ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=labels.device, dtype=labels.dtype)
-    is_target = (labels != IGNORED) & ~torch.isin(labels, ends)
+    is_target = (labels != IGNORED_LABEL) & ~torch.isin(labels, ends)
     if source_mask is None:
         source_mask = ctc_logits.new_ones(ctc_logits.shape[:2], dtype=torch.bool)
     return F.ctc_loss(

@@ -7,19 +7,22 @@ import torch
 from transformers import AutoProcessor
 
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, incomplete or of another run."""
 
 
-def load_recogniser(checkpoint: str, device: str | None = None) -> tuple[Any, Any]:
+def load_recogniser(
+    checkpoint: str | Path, device: str | None = None
+) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
     """Model (in evaluation mode, on `device`, or the best there is) and processor of a folder or Hub repository.
 
     Raises:
         CheckpointError: there is none, or it is not a checkpoint of this package.
     """
-    if not Path(checkpoint).is_dir() and checkpoint.count("/") != 1:
+    if not Path(checkpoint).is_dir() and str(checkpoint).count("/") != 1:
         raise CheckpointError(f"there is no folder {checkpoint}; a Hub repository would be named owner/name")
     try:
         processor = AutoProcessor.from_pretrained(checkpoint)

@@ -8,8 +8,7 @@ import torch
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, change_speed
-
-IGNORED_LABEL = -100
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 
 
 class SpeechSeq2SeqCollator:

@@ -1,5 +1,6 @@
 """Batches of the plan, read and collated ahead where worker processes are asked for."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, find_n
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.utterances import Utterances
 from hf_entmax_asr.training.batching import BatchOptions, BatchStream, MicroBatch
-from hf_entmax_asr.training.recipe import AugmentationSection, Recipe
+from hf_entmax_asr.training.recipe import AugmentationSection, Recipe, RecipeError
 
 
 class _CollatedBatches(Dataset):
@@ -40,6 +41,20 @@ def _spec_augment(section: AugmentationSection) -> SpecAugment | None:
     )
 
 
+def noise_files(section: AugmentationSection) -> tuple[Path, ...]:
+    """The recordings of noise that the recipe names; none where it names no folder: white noise.
+
+    Raises:
+        RecipeError: the folder holds none.
+    """
+    if section.noise_path is None:
+        return ()
+    try:
+        return find_noise_files(section.noise_path)
+    except ValueError as error:
+        raise RecipeError(f"augmentation.noise_path: {error}; null takes white noise") from error
+
+
 def _perturbation(section: AugmentationSection, sampling_rate: int) -> WaveformPerturbation | None:
     if section.volume_db == section.noise_share == 0:
         return None
@@ -47,7 +62,7 @@ def _perturbation(section: AugmentationSection, sampling_rate: int) -> WaveformP
         volume_db=section.volume_db,
         noise_share=section.noise_share,
         noise_snr_db=section.noise_snr_db,
-        noise_files=find_noise_files(section.noise_path),
+        noise_files=noise_files(section),
         sampling_rate=sampling_rate,
     )
 
@@ -69,6 +84,7 @@ def batch_loader(
         train.frames,
         train.tokens,
         options,
+        frames_at=processor.feature_extractor.frames_at,
         accumulation_steps=section.accumulation_steps,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from hf_entmax_asr.recognition.collating import IGNORED_LABEL
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition.evaluation import Scores
 
 
