@@ -75,6 +75,17 @@ def test_python_block_runs(page: Page, block: Block, tmp_path, monkeypatch):
     exec(compile(code, page.name, "exec"), names)
 
 
+def test_what_a_model_card_says_of_its_use_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    processor = small_processor()
+    small_model(vocab_size=len(processor.tokenizer), num_mel_bins=80).save_pretrained("recogniser")
+    processor.save_pretrained("recogniser")
+    soundfile.write("recording.wav", tone(1.0), 16000)
+    card = (ROOT / "model_cards/template.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    exec(compile(code.replace("THIS_REPOSITORY", "recogniser"), "template.md", "exec"), {})
+
+
 def commands() -> dict[str, list[str]]:
     """By program, every command of the documentation that starts it."""
     result: dict[str, list[str]] = {}
