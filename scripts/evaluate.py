@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +28,7 @@ from hf_entmax_asr.recognition import DataError, Scores, SpeechSeq2SeqCollator, 
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, read_split
-from hf_entmax_asr.text import RULES, normalizer
+from hf_entmax_asr.text import RULES, Normalizer, normalizer
 
 CONFUSIONS_PRINTED = 10
 
@@ -79,7 +80,7 @@ def write_utterances(
     write_text_atomically(path, "".join(lines))
 
 
-def search_of(arguments: argparse.Namespace, model) -> str:
+def search_of(arguments: argparse.Namespace, model: Any) -> str:
     """How the texts were found, in one line."""
     beams = f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"
     heads = f", {model.config.monotonic_decoding} monotonic heads" if is_monotonic(model) else ""
@@ -92,7 +93,7 @@ def search_of(arguments: argparse.Namespace, model) -> str:
 
 
 def summarise(
-    utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]], normalize, rule: str
+    utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]], normalize: Normalizer, rule: str
 ) -> list[tuple[str, str]]:
     """(name, value) lines: scores as they are, their interval, scores by the rule, a warning where there is one."""
     scores = Scores.of(utterances.texts, hypotheses)

@@ -22,7 +22,6 @@ from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, cache_features, prepare_split
-from hf_entmax_asr.training.batching import BatchOptions
 from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.preparation import load_rows
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
@@ -237,8 +236,8 @@ def _write_hypotheses(file: Path, utterances: Utterances, texts: Sequence[str]) 
 def examine(model: Any, utterances: Utterances, collate: SpeechSeq2SeqCollator) -> dict[str, dict[str, list[float]]]:
     """α and share of exact zeros of each self-attention head, by module; the decoder reads the references."""
     meter = SparsityMeter()
-    options = BatchOptions(frames_per_batch=max(FRAMES_EXAMINED, int(utterances.frames.max())))
-    for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, options):
+    most_frames = max(FRAMES_EXAMINED, int(utterances.frames.max()))
+    for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, most_frames):
         batch = {
             name: value.to(model.device) for name, value in collate([utterances.example(i) for i in indices]).items()
         }

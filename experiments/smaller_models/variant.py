@@ -24,7 +24,6 @@ from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.surgery import Removed, attention_modules
 from hf_entmax_asr.recognition.utterances import Utterances
 from hf_entmax_asr.training import Recipe, load_recipe
-from hf_entmax_asr.training.batching import BatchOptions
 from hf_entmax_asr.training.checkpointing import WEIGHTS
 
 RATE_SHARE = 0.25  # of the recipe's peak learning rate, about what is left of it when the recipes begin to cool down
@@ -169,10 +168,10 @@ def last_stop_seconds(model: Any, study: Study) -> float | None:
     if not active.any():
         return None
     utterances, collate = study.utterances, SpeechSeq2SeqCollator(study.processor)
-    options = BatchOptions(frames_per_batch=max(study.recipe.evaluation.frames_per_batch, int(utterances.frames.max())))
+    most_frames = max(study.recipe.evaluation.frames_per_batch, int(utterances.frames.max()))
     positions = tokens = 0.0
     with decoding_as(model, "hard"):
-        for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, options):
+        for indices in cut_batches(utterances.frames.argsort(kind="stable").tolist(), utterances.frames, most_frames):
             examples = collate([utterances.example(i) for i in indices])
             batch = {name: value.to(model.device) for name, value in examples.items()}
             stops = torch.cat(list(model(**batch, output_boundaries=True, use_cache=False).boundaries), 1)  # (B, N, U)
