@@ -4,7 +4,7 @@
     python scripts/analyze.py runs/demo/best DATA --out report/ --labels pocketsphinx
 
 CHECKPOINT is a folder or a Hub repository; DATA is a folder as scripts/train.py takes it. Prints a summary and writes
-OUT/analysis.json (its fields are explained at the top of src/hf_entmax_asr/recognition/inspection.py), pictures, and
+OUT/analysis.json (its fields are explained in src/hf_entmax_asr/analysis/document.py), pictures, and
 OUT/index.html, one file with everything in it that opens from disk. With --compare, other checkpoints stand beside it
 on the same data: OUT/comparison.json, and the maps of one utterance in OUT/maps_by_checkpoint.png:
 
@@ -12,6 +12,7 @@ on the same data: OUT/comparison.json, and the maps of one utterance in OUT/maps
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -21,7 +22,15 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.analysis.comparison import Compared, Comparison, comparison_rows, short_names
+from hf_entmax_asr.analysis.comparison import (
+    Compared,
+    Comparison,
+    ComparisonRow,
+    comparison_rows,
+    save_comparison,
+    short_names,
+)
+from hf_entmax_asr.analysis.document import AnalysisDocument, EncoderMeasures, ProbeMeasures, Vector, save_analysis
 from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
 from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
@@ -29,7 +38,8 @@ from hf_entmax_asr.analysis.report import write_report
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.recognition import DataError
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.inspection import Labels, analyze, save_analysis
+from hf_entmax_asr.recognition.inspection import analyze
+from hf_entmax_asr.recognition.phoneme_labels import Labels
 from hf_entmax_asr.recognition.report_examples import example_of
 from hf_entmax_asr.recognition.utterances import read_split
 from hf_entmax_asr.training import read_history
@@ -41,7 +51,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder or Hub repository")
     parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
-    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
+    parser.add_argument(
+        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
+    )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--max-utterances", type=int, help="only the first so many")
     parser.add_argument(
@@ -66,30 +78,35 @@ def load_labels(source: str | None, tier: str | None) -> Labels | None:
     return PocketsphinxAligner() if source == "pocketsphinx" else read_label_folder(source, tier)
 
 
-def summary(document: dict[str, Any]) -> str:
+def summary(document: AnalysisDocument) -> str:
     """A table of the encoder's layers, and what the rest says."""
-    lines = [f"{document['utterances']} utterances, {document['audio_seconds'] / 60:.1f} minutes"]
-    accuracy = (document["probe"] or {}).get("accuracy")
+    accuracy = document.probe.accuracy if isinstance(document.probe, ProbeMeasures) else None
     header = f"{'layer':>5} {'CAD':>6} {'uniform':>7} {'vertical':>8} {'zeros':>6} {'lift':>6}"
-    lines.append(header + (f" {'probe':>6}" if accuracy else "") + "  roles of the heads")
+    lines = [
+        f"{document.utterances} utterances, {document.audio_seconds / 60:.1f} minutes",
+        header + (f" {'probe':>6}" if accuracy else "") + "  roles of the heads",
+    ]
     if accuracy:
         lines.append(f"{'input':>5} {'':>37}  {_percent(accuracy[0]):>6}".replace("  ", " ", 1))
-    for module in document["modules"].values():
-        if module["kind"] != "encoder":
-            continue
-        row = f"{module['layer']:>5} {_decimals(_mean(module['cad'])):>6} {_decimals(module['uniform']['cad']):>7}"
-        row += f" {_decimals(_mean(module['verticality'])):>8} {_percent(_mean(module['zero_share'])):>6}"
-        lifts = module.get("same_phoneme_lift")
-        row += f" {_decimals(_mean(lifts), 2):>6}" if lifts else f" {'':>6}"
-        row += f" {_percent(accuracy[module['layer'] + 1]):>6}" if accuracy else ""
-        lines.append(f"{row}  {', '.join(role or 'not known' for role in module['role'])}")
+    lines += [_layer_line(module, accuracy) for module in document.encoder]
     lines += findings(document)
-    for reason, ids in document["skipped"].items():
+    for reason, ids in document.skipped.items():
         lines.append(f"{len(ids)} left out: {reason}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")
     return "\n".join(lines)
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _layer_line(module: EncoderMeasures, accuracy: Vector | None) -> str:
+    cells = [
+        f"{module.layer:>5} {_decimals(_mean(module.cad)):>6} {_decimals(module.uniform.cad):>7}",
+        f"{_decimals(_mean(module.verticality)):>8} {_percent(_mean(module.zero_share)):>6}",
+        f"{_decimals(_mean(module.same_phoneme_lift), 2):>6}" if module.same_phoneme_lift else f"{'':>6}",
+    ]
+    if accuracy:
+        cells.append(f"{_percent(accuracy[module.layer + 1]):>6}")
+    return f"{' '.join(cells)}  {', '.join(role or 'not known' for role in module.role)}"
+
+
+def _mean(values: Vector) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -98,14 +115,12 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def most_waited_for(document: dict[str, Any]) -> tuple[int, int] | None:
+def most_waited_for(document: AnalysisDocument) -> tuple[int, int] | None:
     """The head that is most often the last: when it stops, a token can be written."""
-    monotonic = document["monotonic"]
-    if monotonic is None:
+    if document.monotonic is None:
         return None
-    shares = [share or 0 for share in monotonic["last_share"]]
-    layer, head = monotonic["heads"][shares.index(max(shares))]
-    return layer, head
+    shares = [share or 0 for share in document.monotonic.last_share]
+    return document.monotonic.heads[shares.index(max(shares))]
 
 
 def history_of(checkpoint: str) -> list[dict[str, Any]]:
@@ -116,7 +131,7 @@ def history_of(checkpoint: str) -> list[dict[str, Any]]:
 
 def measure(
     checkpoint: str, recogniser: tuple[Any, Any], rows: Any, labels: Labels | None, arguments: argparse.Namespace
-) -> dict[str, Any]:
+) -> AnalysisDocument:
     """The analysis of one checkpoint, with a progress bar.
 
     Raises:
@@ -133,11 +148,11 @@ def measure(
             phonetic_from=arguments.phonetic_from,
             progress=bar.update,
         )
-    return document | {"checkpoint": checkpoint, "data": f"{arguments.data}, {arguments.split}"}
+    return dataclasses.replace(document, checkpoint=checkpoint, data=f"{arguments.data}, {arguments.split}")
 
 
 def compare(
-    names: list[str], documents: list[dict[str, Any]], recognisers: list[tuple[Any, Any]], row: dict[str, Any] | None
+    names: list[str], documents: list[AnalysisDocument], recognisers: list[tuple[Any, Any]], row: dict[str, Any] | None
 ) -> Comparison:
     """All checkpoints beside each other, with their maps of one row of the data (none: without maps)."""
     compared = []
@@ -155,13 +170,13 @@ def compare(
     return Comparison(compared, row["id"] if row else "", row["duration"] if row else 0.0)
 
 
-def comparison_summary(rows: list[dict[str, Any]]) -> str:
+def comparison_summary(rows: list[ComparisonRow]) -> str:
     """A line for each checkpoint: means over the heads of its encoder."""
-    width = max(len("checkpoint"), *(len(row["name"]) for row in rows))
+    width = max(len("checkpoint"), *(len(row.name) for row in rows))
     lines = [f"{'checkpoint':<{width}} {'transform':<10} {'parameters':>11} {'zeros':>6} {'CAD':>6} {'entropy':>7}"]
     for row in rows:
-        measures = f"{_percent(row['zero_share']):>6} {_decimals(row['cad']):>6} {_decimals(row['entropy_nats'], 2):>7}"
-        lines.append(f"{row['name']:<{width}} {row['encoder_transform']:<10} {row['parameters']:>11,} {measures}")
+        measures = f"{_percent(row.zero_share):>6} {_decimals(row.cad):>6} {_decimals(row.entropy_nats, 2):>7}"
+        lines.append(f"{row.name:<{width}} {row.encoder_transform:<10} {row.parameters:>11,} {measures}")
     return "\n".join(lines)
 
 
@@ -207,7 +222,7 @@ def main() -> int:
     if arguments.compare:
         comparison = compare(names, documents, recognisers, None if arguments.json_only else rows[usable[0]])
         beside = comparison_rows(comparison.compared)
-        save_analysis({"checkpoints": beside}, arguments.out / "comparison.json")
+        save_comparison(beside, arguments.out / "comparison.json")
         print(comparison_summary(beside))
     if not arguments.json_only:
         head = most_waited_for(document)
@@ -217,7 +232,7 @@ def main() -> int:
             arguments.out,
             examples=examples,
             history=history_of(arguments.checkpoint),
-            seconds_per_frame=processor.feature_extractor.hop_ms / 1000,
+            seconds_per_frame=processor.feature_extractor.seconds_per_frame,
             comparison=comparison,
         )
     print(f"written: {target}")

@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
+from hf_entmax_asr.corpora import text_rule, text_rules
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
-from hf_entmax_asr.text import RULES, normalizer
 
 NAMES_SHOWN = 5
 
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("first", type=Path, help="JSON lines with id, reference and hypothesis")
     parser.add_argument("second", type=Path, help="the same utterances by another system")
     parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
-    parser.add_argument("--normalization", choices=tuple(RULES), default="none", help="rule for the texts")
+    parser.add_argument("--normalization", choices=tuple(text_rules()), default="none", help="rule for the texts")
     parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
     parser.add_argument("--level", type=float, default=0.95, help="confidence of the interval (default: 0.95)")
     return parser.parse_args()
@@ -68,19 +68,18 @@ def check_same(first: Results, second: Results, paths: tuple[Path, Path]) -> Non
 
 def compare(arguments: argparse.Namespace) -> list[str]:
     """The lines to print."""
-    normalize = normalizer(arguments.normalization, arguments.spelling_table)
+    rule = text_rule(arguments.normalization, arguments.spelling_table)
     first, second = (read_results(path) for path in (arguments.first, arguments.second))
     check_same(first, second, (arguments.first, arguments.second))
-    references = [normalize(reference) for reference, _ in first.values()]
-    heard = [[normalize(results[name][1]) for name in first] for results in (first, second)]
+    references = [rule(reference) for reference, _ in first.values()]
+    heard = [[rule(results[name][1]) for name in first] for results in (first, second)]
     a, b = (align(references, texts, arguments.unit) for texts in heard)
     lines = [
         f"{path}: {error_counts(references, texts, arguments.unit)}"
         for path, texts in zip((arguments.first, arguments.second), heard, strict=True)
     ]
-    if arguments.normalization != "none":
-        rule = RULES[arguments.normalization]
-        lines.append(f"(normalised by the rule {arguments.normalization!r}: {rule.description})")
+    if rule.name != "none":
+        lines.append(f"(normalised by the rule {rule.name!r}: {rule.description})")
     errors_a, errors_b = ([count_edits(edits).errors for edits in side] for side in (a, b))
     lengths = [count_edits(edits).reference_length for edits in a]
     difference = bootstrap_difference(errors_a, errors_b, lengths, level=arguments.level)

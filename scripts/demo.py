@@ -22,7 +22,7 @@ import torch
 from transformers import pipeline
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, plot_scores, save_png
+from hf_entmax_asr.analysis import plot_alphas, plot_attention_maps, plot_boundaries, plot_scores, save_png
 from hf_entmax_asr.analysis.sparsity import ScoreHistogram, SparsityMeter
 from hf_entmax_asr.analysis.word_ends import WordEndErrors, best_heads, word_end_errors
 from hf_entmax_asr.atomic_files import write_text_atomically
@@ -30,7 +30,7 @@ from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
 from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.utterances import Utterances, prepare_split
+from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, seconds_per_position
 from hf_entmax_asr.training import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,12 +118,8 @@ def examine(
     return meter, histogram, errors
 
 
-def seconds_per_position(model: Any, processor: Any) -> float:
-    return model.config.downsampling_factor * processor.feature_extractor.hop_ms / 1000
-
-
 def generation_limit(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {"max_length": None, "max_new_tokens": inputs["input_features"].shape[1] // model.config.downsampling_factor}
+    return {"max_length": None, "max_new_tokens": model.config.positions_of(inputs["input_features"].shape[1])}
 
 
 def report_heads(model: Any, meter: SparsityMeter) -> dict[str, dict[str, list[float]]]:

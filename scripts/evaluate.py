@@ -21,14 +21,14 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.corpora import CORPORA, text_rule, text_rules
 from hf_entmax_asr.metrics import Edit, align, bootstrap_interval, confusions, count_edits, html_report
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.recognition import DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, read_split
-from hf_entmax_asr.text import RULES, Normalizer, normalizer
+from hf_entmax_asr.text import TextRule
 
 CONFUSIONS_PRINTED = 10
 
@@ -37,7 +37,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub repository")
     parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
-    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
+    parser.add_argument(
+        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
+    )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
@@ -49,15 +51,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="file for the utterances, as JSON lines")
     parser.add_argument("--report", type=Path, help="file for the aligned utterances, as a web page")
     parser.add_argument(
-        "--unit", choices=("word", "character"), default="word", help="of the report and the confusions"
+        "--unit",
+        choices=("word", "character"),
+        help="of the report and the confusions (default: that of the corpus; word of a folder)",
     )
     parser.add_argument(
-        "--normalization", choices=tuple(RULES), default="basic", help="rule of the second scores (default: basic)"
+        "--normalization",
+        choices=tuple(text_rules()),
+        help="rule of the second scores (default: that of the corpus; basic of a folder)",
     )
     parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
     add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    corpus = CORPORA[arguments.corpus]
+    arguments.unit = arguments.unit or corpus.scoring_unit
+    arguments.normalization = arguments.normalization or corpus.scoring_rule.name
+    return arguments
 
 
 def write_utterances(
@@ -93,7 +103,7 @@ def search_of(arguments: argparse.Namespace, model: Any) -> str:
 
 
 def summarise(
-    utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]], normalize: Normalizer, rule: str
+    utterances: Utterances, hypotheses: list[str], word_alignments: list[list[Edit]], rule: TextRule
 ) -> list[tuple[str, str]]:
     """(name, value) lines: scores as they are, their interval, scores by the rule, a warning where there is one."""
     scores = Scores.of(utterances.texts, hypotheses)
@@ -103,11 +113,11 @@ def summarise(
         interval = bootstrap_interval([c.errors for c in counts], [c.reference_length for c in counts])
         lines.append(("", f"WER within {interval}, bootstrap over {len(counts)} utterances"))
     lines.append(("", str(scores.characters)))
-    if rule != "none":
-        normalized = Scores.of([normalize(text) for text in utterances.texts], [normalize(text) for text in hypotheses])
-        name = f"Normalised by the rule {rule!r}"
+    if rule.name != "none":
+        normalized = Scores.of([rule(text) for text in utterances.texts], [rule(text) for text in hypotheses])
+        name = f"Normalised by the rule {rule.name!r}"
         lines += [(name, str(normalized.words)), ("", str(normalized.characters))]
-        lines.append(("", f"({RULES[rule].description})"))
+        lines.append(("", f"({rule.description})"))
     if scores.warning is not None:
         lines.append(("Warning", scores.warning))
     return lines
@@ -131,7 +141,7 @@ def main() -> int:
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        normalize = normalizer(arguments.normalization, arguments.spelling_table)
+        rule = text_rule(arguments.normalization, arguments.spelling_table)
     except (ValueError, FileNotFoundError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
@@ -162,10 +172,7 @@ def main() -> int:
     shown = word_alignments if arguments.unit == "word" else align(utterances.texts, hypotheses, "character")
     if arguments.output is not None:
         write_utterances(arguments.output, utterances, hypotheses, word_alignments)
-    summary = [
-        ("Search", search),
-        *summarise(utterances, hypotheses, word_alignments, normalize, arguments.normalization),
-    ]
+    summary = [("Search", search), *summarise(utterances, hypotheses, word_alignments, rule)]
     heading = f"{len(utterances)} utterances of {arguments.split}"
     print_scores(heading, summary, shown)
     if arguments.report is not None:

@@ -22,7 +22,7 @@ from hf_entmax_asr.recognition.utterances import DataError, read_split
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", help="text files, or folders of data")
-    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of those folders")
+    parser.add_argument("--corpus", choices=tuple(CORPORA), default="folder", help="the form of those folders")
     parser.add_argument("--split", default="train", help="of folders of data (default: train)")
     parser.add_argument("--output", type=Path, required=True, help="the ARPA file to write")
     parser.add_argument("--order", type=int, default=3, help="length of the longest n-grams, 2 to 6 (default: 3)")

@@ -34,7 +34,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bonuses", type=float, nargs="+", default=[-0.5, 0.0, 0.5, 1.0], metavar="BONUS")
     add_reading_options(parser)
     parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
-    parser.add_argument("--corpus", choices=CORPORA, default="folder", help="the form of the data (default: folder)")
+    parser.add_argument(
+        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
+    )
     parser.add_argument("--split", default="validation", help="sub-folder of the data (default: validation)")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=5, help="beam width (default: 5)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")

@@ -1,5 +1,7 @@
 """Several checkpoints side by side: their names, their numbers, and the maps of one utterance."""
 
+import dataclasses
+import json
 import re
 
 import numpy as np
@@ -9,19 +11,26 @@ import torch
 from hf_entmax_asr.analysis.comparison import (
     Compared,
     Comparison,
+    ComparisonRow,
     comparison_rows,
-    evenly_spread,
     middle_head,
-    plot_maps_by_checkpoint,
+    save_comparison,
     short_names,
 )
+from hf_entmax_asr.analysis.document import AnalysisDocument
+from hf_entmax_asr.analysis.figures.maps import plot_maps_by_checkpoint
 from hf_entmax_asr.analysis.report import write_report
-from support.analysis_document import document
+from support.analysis_document import document, document_json
 
 
-def compared(name: str, transform: str, layers: int = 3, heads: int = 2, positions: int = 25, **fields) -> Compared:
-    """Maps whose zeros say which head they are of: head h of layer l has (l + 1)(h + 1) zeros in its first row."""
-    given = document(layers, heads)
+def compared(
+    name: str, transform: str, layers: int = 3, heads: int = 2, positions: int = 25, change=lambda json: None
+) -> Compared:
+    """Maps whose zeros say which head they are of: head h of layer l has (l + 1)(h + 1) zeros in its first row.
+
+    `change` may alter the JSON of the analysis.
+    """
+    given = document_json(layers, heads)
     given["model"]["encoder_transform"] = transform
     maps = []
     for layer in range(layers):
@@ -33,7 +42,8 @@ def compared(name: str, transform: str, layers: int = 3, heads: int = 2, positio
         if transform != "entmax":
             del module["alpha"]
     alphas = [torch.full((heads,), 1.25)] * layers if transform == "entmax" else None
-    return Compared(name, {**given, **fields}, 1000, maps, alphas)
+    change(given)
+    return Compared(name, AnalysisDocument.from_dict(given), 1000, maps, alphas)
 
 
 @pytest.mark.parametrize(
@@ -65,33 +75,45 @@ def test_the_same_checkpoint_twice_is_refused(tmp_path):
     [([3.0], 0), ([3.0, 1.0, 2.0], 2), ([4.0, 1.0, 2.0, 3.0], 2), ([None, 2.0, 1.0], 1), ([0.0, 0.0], 0), ([None], 0)],
 )
 def test_the_middle_head(entropies, head):
-    assert middle_head({"entropy_nats": entropies}) == head
+    module = dataclasses.replace(document().encoder[0], entropy_nats=entropies)
+    assert middle_head(module) == head
 
 
 def test_rows_are_means_over_all_heads():
-    one = compared("a", "entmax")
-    modules = [one.document["modules"][f"encoder.layers.{layer}.self_attn"] for layer in range(3)]
-    modules[0]["zero_share"], modules[1]["zero_share"], modules[2]["zero_share"] = [0.1, 0.2], [0.3, None], [0.5, 0.9]
-    modules[0]["alpha"] = [1.1, 1.9]
-    for module in modules:
-        module["cad"] = [None, None]
+    def change(given: dict) -> None:
+        modules = [given["modules"][f"encoder.layers.{layer}.self_attn"] for layer in range(3)]
+        for module, zeros in zip(modules, ([0.1, 0.2], [0.3, None], [0.5, 0.9]), strict=True):
+            module |= {"zero_share": zeros, "cad": [None, None]}
+        modules[0]["alpha"] = [1.1, 1.9]
+
+    one = compared("a", "entmax", change=change)
     (row,) = comparison_rows([one])
-    assert row["zero_share"] == pytest.approx(0.4)  # of the five that were measured
-    assert row["cad"] is None
-    assert row["relative_cad"] == pytest.approx(0.45)
-    assert row["entropy_nats"] == pytest.approx(np.mean([m["entropy_nats"] for m in modules]))
-    assert (row["uniform_cad"], row["uniform_entropy_nats"]) == (0.7, 4.0)
-    assert (row["name"], row["checkpoint"], row["encoder_transform"]) == ("a", "runs/<best>", "entmax")
-    assert (row["alpha"], row["parameters"], row["layers"]) == ([1.1, 1.9], 1000, 3)
+    assert row.zero_share == pytest.approx(0.4)  # of the five that were measured
+    assert row.cad is None
+    assert row.relative_cad == pytest.approx(0.45)
+    assert row.entropy_nats == pytest.approx(np.mean([m.entropy_nats for m in one.document.encoder]))
+    assert (row.uniform_cad, row.uniform_entropy_nats) == (0.7, 4.0)
+    assert (row.name, row.checkpoint, row.encoder_transform) == ("a", "runs/<best>", "entmax")
+    assert (row.alpha, row.parameters, row.layers) == ((1.1, 1.9), 1000, 3)
     transforms = ("softmax", "entmax15", "sparsemax", "topk")
     rows = comparison_rows([compared(name, name) for name in transforms])
-    assert [row["alpha"] for row in rows] == [[1, 1], [1.5, 1.5], [2, 2], None]
+    assert [row.alpha for row in rows] == [(1, 1), (1.5, 1.5), (2, 2), None]
+
+
+def test_rows_as_json(tmp_path):
+    rows = comparison_rows([compared("a", "topk"), compared("b", "softmax")])
+    path = save_comparison(rows, tmp_path / "comparison.json")
+    stored = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
+    assert [list(row) for row in stored] == [[each.name for each in dataclasses.fields(ComparisonRow)]] * 2
+    assert (stored[0]["alpha"], stored[1]["alpha"], stored[1]["cad"]) == (None, [1.0, 1.0], rows[1].cad)
 
 
 def test_one_row_of_maps_for_each_checkpoint():
-    deep = compared("deep", "entmax", layers=12)
-    deep.document["modules"]["encoder.layers.4.self_attn"]["entropy_nats"] = [2.0, 1.0]
-    fine = compared("fine", "softmax", layers=2, positions=51, seconds_per_position=0.02)
+    def change(given: dict) -> None:
+        given["modules"]["encoder.layers.4.self_attn"]["entropy_nats"] = [2.0, 1.0]
+
+    deep = compared("deep", "entmax", layers=12, change=change)
+    fine = compared("fine", "softmax", layers=2, positions=51, change=lambda g: g.update(seconds_per_position=0.02))
     top = compared("top", "topk", layers=1)
     figure = plot_maps_by_checkpoint(Comparison([deep, fine, top], "utt-7", 0.99))
     figure.canvas.draw()
@@ -125,14 +147,14 @@ def test_maps_of_another_analysis_are_refused():
 
 
 def test_page_has_the_table_and_the_picture(tmp_path):
-    beside = Comparison([compared("a", "entmax"), compared("<b>", "softmax")], "u", 1.0)
-    for module in beside.compared[1].document["modules"].values():
-        module["zero_share"] = [0.0] * module["heads"]
-        if "cad" in module:
-            module["relative_cad"] = [None] * module["heads"]
-    for module in beside.compared[0].document["modules"].values():
-        if "cad" in module:
-            module["relative_cad"] = [-0.0001] * module["heads"]
+    def change(given: dict, relative_cad: float | None, **more: object) -> None:
+        for module in given["modules"].values():
+            if "cad" in module:
+                module |= {"relative_cad": [relative_cad] * module["heads"], **more}
+
+    first = compared("a", "entmax", change=lambda given: change(given, -0.0001))
+    second = compared("<b>", "softmax", change=lambda given: change(given, None, zero_share=[0.0, 0.0]))
+    beside = Comparison([first, second], "u", 1.0)
     content = write_report(document(), tmp_path, comparison=beside).read_text(encoding="utf-8")
     table = re.search(r'<table class="numbers">(.*?)</table>', content).group(1)
     rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in table.split("</tr>") if row]
@@ -145,9 +167,3 @@ def test_page_has_the_table_and_the_picture(tmp_path):
     assert (tmp_path / "maps_by_checkpoint.png").is_file()
     assert "the head in the middle of its layer by entropy" in content
     assert "numbers" not in write_report(document(), tmp_path).read_text(encoding="utf-8").split("</style>")[1]
-
-
-def test_spread_has_the_first_and_the_last():
-    assert evenly_spread(1, 6) == [0]
-    assert evenly_spread(6, 6) == list(range(6))
-    assert evenly_spread(7, 3) == [0, 3, 6]

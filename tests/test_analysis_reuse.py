@@ -1,5 +1,6 @@
 """Proposals of layers that share a map, against a search through all groupings."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -91,14 +92,15 @@ def test_from_a_document():
     given = document(layers=5)
     found = map_groups_of(given, 2)
     assert found.linguistic == tuple(
-        given["modules"][f"encoder.layers.{layer}.self_attn"]["role"][0] == "linguistic" for layer in range(5)
+        given.modules[f"encoder.layers.{layer}.self_attn"].role[0] == "linguistic" for layer in range(5)
     )
     assert found.sizes == (3, 2)
     with pytest.raises(ValueError, match="no self-attention of the decoder"):
-        map_groups_of({"modules": {}}, 1, "decoder")
-    given["modules"]["encoder.layers.1.self_attn"]["cad"][0] = None
+        map_groups_of(dataclasses.replace(given, modules={}), 1, "decoder")
+    name = "encoder.layers.1.self_attn"
+    unmeasured = {name: dataclasses.replace(given.modules[name], cad=[None, 0.8])}
     with pytest.raises(ValueError, match="NaN"):
-        map_groups_of(given, 2)
+        map_groups_of(dataclasses.replace(given, modules={**given.modules, **unmeasured}), 2)
 
 
 def test_waited_for_heads():

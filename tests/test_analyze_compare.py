@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_entmax_asr.analysis import load_analysis
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.inspection import analyze
@@ -64,14 +65,15 @@ def test_checkpoints_with_other_front_ends_stand_side_by_side(call, checkpoints,
     ]
     for row, name in zip(rows, ("sparse", "dense"), strict=True):
         model, processor = load_recogniser(str(checkpoints[name]), "cpu")
-        alone = analyze(model, processor, load_folder(tones)["test"])["modules"]
-        zeros = [z for module in alone.values() if module["kind"] == "encoder" for z in module["zero_share"]]
+        alone = analyze(model, processor, load_folder(tones)["test"])
+        zeros = [z for module in alone.encoder for z in module.zero_share]
         assert row["zero_share"] == pytest.approx(sum(zeros) / len(zeros), abs=1e-5)
         assert row["parameters"] == sum(parameter.numel() for parameter in model.parameters())
         assert row["checkpoint"] == str(checkpoints[name])
     assert rows[1]["alpha"] == [1.0, 1.0]
-    document = json.loads((report / "analysis.json").read_text(encoding="utf-8"))
-    assert document["checkpoint"] == str(checkpoints["sparse"])  # the analysis is of the first
+    assert load_analysis(report / "analysis.json").checkpoint == str(
+        checkpoints["sparse"]
+    )  # the analysis is of the first
     assert [line.split()[:2] for line in out.splitlines()[-3:-1]] == [["sparse", "entmax"], ["dense", "softmax"]]
     page = (report / "index.html").read_text(encoding="utf-8")
     assert re.search(r"<td>dense</td><td>softmax</td><td>1\.00</td>", page)

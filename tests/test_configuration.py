@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
@@ -23,7 +25,15 @@ def test_names_that_transformers_asks_for():
     config = small_config()
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 2, 2)
     assert config.is_encoder_decoder
-    assert [small_config(subsampling_layers=layers).downsampling_factor for layers in (1, 2)] == [2, 4]
+
+
+@pytest.mark.parametrize(("layers", "positions"), [(1, [1, 1, 2, 4, 5, 31]), (2, [1, 1, 1, 2, 3, 16])])
+def test_positions_of_frames(layers, positions):
+    config, frames = small_config(subsampling_layers=layers), [1, 2, 4, 8, 9, 61]
+    assert config.frames_per_position == 2**layers
+    assert [config.positions_of(count) for count in frames] == positions
+    assert config.positions_of(np.array(frames)).tolist() == positions
+    assert config.positions_of(torch.tensor(frames)).tolist() == positions
 
 
 def test_saved_and_loaded(tmp_path):

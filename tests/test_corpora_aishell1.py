@@ -200,7 +200,7 @@ def test_the_cache_is_used_until_a_file_changes(tmp_path, cache, monkeypatch):
         raise AssertionError("an audio file is read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_entmax_asr.corpora.building.audio_duration", unexpected)
+        patch.setattr("hf_entmax_asr.corpora.rows.audio_duration", unexpected)
         assert len(load_aishell1(tmp_path, cache_dir=cache)["train"]) == 6
     path = tmp_path / WAV / "test" / "S0764" / "BAC009S0764W0122.wav"
     soundfile.write(path, np.ones(16_000, np.int16), 16_000)
@@ -280,7 +280,7 @@ def test_a_file_that_cannot_be_read_for_now_is_not_taken_for_damage(tmp_path, ca
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_entmax_asr.corpora.building.audio_duration", unreachable)
+        patch.setattr("hf_entmax_asr.corpora.rows.audio_duration", unreachable)
         with pytest.raises(OSError, match="Stale file handle"):
             load_aishell1(tmp_path, bad_utterances="drop", cache_dir=cache)
     assert len(load_aishell1(tmp_path, cache_dir=cache)["train"]) == 6

@@ -1,18 +1,12 @@
-"""Folder corpora: the layouts, the columns, what is refused and how it is said; decoding and resampling."""
+"""Folder corpora: the layouts, the columns, what is refused and how it is said."""
 
 import csv
-import io
-import math
 
 import datasets
 import numpy as np
 import pytest
-import scipy.signal
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from hf_entmax_asr.audio import read_audio, resample
 from hf_entmax_asr.corpora.folder import load_folder
 
 
@@ -144,107 +138,19 @@ def test_folders_without_metadata(tmp_path):
         load_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("ogg", "OPUS")]
-)
-def test_files_cut_short_are_refused(tmp_path, suffix, subtype):
+@pytest.mark.parametrize("suffix", ["wav", "ogg"])
+def test_audio_cut_short_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 32_000)
-    soundfile.write(path, noise, 16_000, subtype=subtype)
-    assert len(read_audio(path)) == 32_000
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 32_000), 16_000)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-
-    with pytest.raises(ValueError, match=r"a\.\w+: (the file is cut short|cannot be decoded)"):
-        read_audio(path)
-    if suffix != "flac":  # a FLAC file shows it only when it is decoded
-        write_metadata(tmp_path, [(path.name, "text", "")])
-        with pytest.raises(ValueError, match=r"1 cannot be read as audio: .*cut short"):
-            load_folder(tmp_path)
-
-
-def test_audio_comes_from_bytes_path_or_both(tmp_path):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, tone(), 16_000, subtype="FLOAT")
-    content = path.read_bytes()
-    for item in (path, str(path), {"path": str(path), "bytes": None}, {"path": None, "bytes": content}):
-        waveform = read_audio(item)
-        assert waveform.dtype == np.float32
-        np.testing.assert_array_equal(waveform, tone())
-    np.testing.assert_array_equal(read_audio({"path": "elsewhere.wav", "bytes": content}), tone())
-
-
-def test_channels_are_mixed_by_their_mean(tmp_path):
-    left, right = tone(hertz=300.0), tone(hertz=700.0)
-    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
-    np.testing.assert_allclose(read_audio(tmp_path / "stereo.wav"), (left + right) / 2, atol=1e-7)
-
-
-def test_unusable_audio_is_refused_by_name(tmp_path):
-    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, np.inf, 0.1]), 16_000, subtype="FLOAT")
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
-    (tmp_path / "text.wav").write_text("not audio")
-    with pytest.raises(ValueError, match=r"nan\.wav: 2 of 4 samples are NaN or infinite"):
-        read_audio(tmp_path / "nan.wav")
-    with pytest.raises(ValueError, match=r"empty\.wav: the file holds no audio samples"):
-        read_audio(tmp_path / "empty.wav")
-    with pytest.raises(ValueError, match=r"text\.wav: cannot be decoded .*; convert it to WAV or FLAC"):
-        read_audio(tmp_path / "text.wav")
-    with pytest.raises(FileNotFoundError, match=r"gone\.wav does not exist"):
-        read_audio({"path": str(tmp_path / "gone.wav"), "bytes": None})
-    with pytest.raises(ValueError, match="neither bytes nor a path"):
-        read_audio({"path": None, "bytes": None})
-    write_metadata(tmp_path, [("empty.wav", "text", "")])
-    with pytest.raises(ValueError, match="no audio samples"):
+    write_metadata(tmp_path, [(path.name, "text", "")])
+    with pytest.raises(ValueError, match=r"1 cannot be read as audio: .*cut short"):
         load_folder(tmp_path)
 
 
-def test_a_stream_of_unknown_length_is_not_cut_short():
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone(), 16_000, format="WAV")
-    content = bytearray(buffer.getvalue())
-    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
-    assert len(read_audio({"path": None, "bytes": bytes(content)})) == len(tone())
-
-
-@pytest.mark.parametrize("from_rate", [8_000, 11_025, 22_050, 44_100, 48_000])
-def test_resampling_keeps_what_both_rates_can_hold(from_rate):
-    random = np.random.default_rng(from_rate)
-    hertz = random.uniform(50, 0.9 * min(from_rate, 16_000) / 2, 12)
-    phase = random.uniform(0, 2 * np.pi, 12)
-
-    def signal(rate):
-        times = np.arange(2 * rate)[:, None] / rate
-        return np.sin(2 * np.pi * hertz * times + phase).mean(axis=1)
-
-    ours = resample(signal(from_rate), from_rate, 16_000)
-    common = math.gcd(from_rate, 16_000)
-    # scipy's filter with as long a reach as ours; its own default is much shorter
-    up, down = 16_000 // common, from_rate // common
-    taps = scipy.signal.firwin(2 * 96 * max(up, down) + 1, 0.97 / max(up, down), window=("kaiser", 9.0))
-    theirs = scipy.signal.resample_poly(signal(from_rate), up, down, window=taps)
-    inner = slice(500, -500)  # both take what lies beyond the ends for silence
-    assert len(ours) == len(theirs) == 32_000
-    np.testing.assert_allclose(ours[inner], signal(16_000)[inner], atol=2e-5)
-    np.testing.assert_allclose(ours, theirs, atol=5e-4)
-    np.testing.assert_allclose(ours[inner], theirs[inner], atol=5e-5)
-
-
-@pytest.mark.parametrize("from_rate", [22_050, 44_100, 48_000])
-def test_resampling_removes_what_the_new_rate_cannot_hold(from_rate):
-    above = np.sin(2 * np.pi * 8_300 * np.arange(from_rate) / from_rate)
-    assert np.abs(resample(above, from_rate, 16_000)[500:-500]).max() < 1e-4  # 80 dB down
-
-
-@given(st.integers(0, 3000), st.sampled_from([8_000, 11_025, 16_000, 44_100]), st.sampled_from([8_000, 16_000, 22_050]))
-@settings(max_examples=30, deadline=None)
-def test_resampled_length(count, from_rate, to_rate):
-    assert len(resample(np.ones(count), from_rate, to_rate)) == -(-count * to_rate // from_rate)
-
-
-def test_read_audio_resamples_and_rates_must_be_positive(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(1.0, 48_000), 48_000, subtype="FLOAT")
-    waveform = read_audio(tmp_path / "a.wav", sampling_rate=16_000)
-    assert waveform.dtype == np.float32
-    np.testing.assert_allclose(waveform[300:-300], tone(1.0)[300:-300], atol=1e-4)
-    with pytest.raises(ValueError, match="must be positive, got 48000 and 0 Hz"):
-        read_audio(tmp_path / "a.wav", sampling_rate=0)
+def test_audio_without_samples_or_with_an_impossible_rate_is_refused(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    soundfile.write(tmp_path / "slow.wav", np.zeros(100), 500)
+    write_metadata(tmp_path, [("empty.wav", "text", ""), ("slow.wav", "text", "")])
+    with pytest.raises(ValueError, match=r"no audio samples.*slow.wav \(a sampling rate of 500 Hz is not between"):
+        load_folder(tmp_path)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoFeatureExtractor
 
-from hf_entmax_asr.model import feature_extraction_entmax_asr
+from hf_entmax_asr.model import feature_extraction_entmax_asr, speech_features
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 
 RATE = 16000
@@ -248,7 +248,7 @@ def test_sampling_rate(monkeypatch):
     with pytest.raises(ValueError, match="8000 Hz, this extractor needs 16000 Hz"):
         PLAIN(SPEECH, sampling_rate=8000)
     warnings = []
-    monkeypatch.setattr(feature_extraction_entmax_asr.logger, "warning_once", warnings.append)
+    monkeypatch.setattr(speech_features.logger, "warning_once", warnings.append)
     np.testing.assert_array_equal(PLAIN(SPEECH, return_tensors="np").input_features, plain(SPEECH))
     assert len(warnings) == 1
     assert "pass sampling_rate" in warnings[0]
@@ -357,3 +357,19 @@ def test_works_in_a_forked_worker():
     expected = plain(SPEECH)
     with multiprocessing.get_context("fork").Pool(1, torch.set_num_threads, (1,)) as pool:
         np.testing.assert_array_equal(pool.apply(plain, (SPEECH,)), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"hop_ms": 12.5, "window_ms": 32}, {"sampling_rate": 11_025}])
+def test_frames_of_samples_and_samples_of_frames(options):
+    extractor = EntmaxAsrFeatureExtractor(**options)
+    counts = np.arange(1, 6 * extractor.hop_samples + extractor.window_samples)
+    frames = extractor.num_frames(counts)
+    assert frames.tolist() == [extractor.num_frames(int(count)) for count in counts]
+    assert frames.min() == 1
+    for number in np.unique(frames):
+        assert min(extractor.longest_samples(int(number)), counts[-1]) == counts[frames == number].max()
+    audio = np.zeros(extractor.longest_samples(3), dtype=np.float32)
+    rate = extractor.sampling_rate
+    assert extractor(audio, sampling_rate=rate)["input_features"][0].shape[0] == 3
+    assert extractor.seconds_per_frame == extractor.hop_samples / rate
+    assert extractor.shortest_samples == extractor.window_samples

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer, make_cache
+from hf_entmax_asr.model.cache import MonotonicLayer, make_cache
 from support.small_models import CHUNKS, features, small_model
 
 READINGS = [

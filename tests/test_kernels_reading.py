@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.kernels import backend
-from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
+from hf_entmax_asr.model.cache import MonotonicLayer
 from hf_entmax_asr.model.reading import hard_reading
 from support.small_models import small_model
 
@@ -81,6 +81,54 @@ def test_what_has_no_native_form():
     assert kernels.hard_reading(*[t.requires_grad_() if t is given["value"] else t for t in arguments]) is None
     with torch.no_grad():
         assert kernels.hard_reading(*arguments) is not None
+
+
+WRONG = {
+    "three dimensions": (lambda g: g | {"query": g["query"][0]}, "4 dimensions"),
+    "fewer heads of keys": (lambda g: g | {"key": g["key"][:, 1:]}, "do not fit"),
+    "fewer heads of queries": (lambda g: g | {"query": g["query"][:, 1:]}, "do not fit"),
+    "another batch": (lambda g: g | {"value": torch.cat([g["value"]] * 2)}, "do not fit"),
+    "narrower keys": (lambda g: g | {"key": g["key"][..., 1:]}, "do not fit"),
+    "fewer values": (lambda g: g | {"value": g["value"][:, :, 1:]}, "do not fit"),
+    "no audio": (lambda g: g | {"key": g["key"][:, :, :0], "value": g["value"][:, :, :0]}, "no position to read"),
+    "short bias": (lambda g: g | {"bias": g["bias"][1:]}, r"bias has shape .* one number a head"),
+    "bias of two dimensions": (lambda g: g | {"bias": g["bias"][None]}, r"bias has shape .* one number a head"),
+    "integer bias": (lambda g: g | {"bias": g["bias"].long()}, "bias has dtype torch.int64.*floating"),
+    "another dtype of keys": (lambda g: g | {"key": g["key"].half()}, "query has dtype torch.float32 and key"),
+    "integer values": (lambda g: g | {"value": g["value"].long()}, "value has dtype torch.int64.*floating"),
+    "short mask": (lambda g: g | {"source_mask": g["source_mask"][:, 1:]}, "source_mask is .* must be boolean of"),
+    "mask of fewer rows": (lambda g: g | {"source_mask": g["source_mask"][1:]}, "source_mask is .* must be boolean of"),
+    "integer mask": (lambda g: g | {"source_mask": g["source_mask"].long()}, "source_mask is torch.int64"),
+    "start of fewer heads": (lambda g: g | {"start": g["start"][:, 1:]}, "start is .* must be a signed integer of"),
+    "floating start": (lambda g: g | {"start": g["start"].float()}, "start is torch.float32"),
+    "start beyond the audio": (lambda g: g | {"start": g["start"] + g["key"].shape[2]}, r"start lies in .* 0 … \d+ of"),
+    "start far beyond": (lambda g: g | {"start": g["start"] + 2**40}, "start lies in"),
+    "start in front": (lambda g: g | {"start": g["start"] - g["key"].shape[2]}, r"start lies in \[-"),
+    "unknown rule": (lambda g: g | {"rule": "loudest"}, "rule = 'loudest' is not known"),
+    "keys elsewhere": (lambda g: g | {"key": g["key"].to("meta")}, "key is on meta and query on cpu"),
+    "mask elsewhere": (lambda g: g | {"source_mask": g["source_mask"].to("meta")}, "source_mask is on meta"),
+    "start elsewhere": (lambda g: g | {"start": g["start"].to("meta")}, "start is on meta"),
+}
+
+
+@pytest.mark.parametrize("mode", ["auto", "eager"])
+@pytest.mark.parametrize("wrong", WRONG)
+@settings(max_examples=8, deadline=None)
+@given(st.tuples(*[st.integers(1, high) for high in (3, 4, 3, 20, 9)]), st.integers(0, 2**31))
+def test_wrong_arguments_are_refused_by_both_forms(wrong, mode, sizes, seed):
+    change, message = WRONG[wrong]
+    given = change({**inputs(*sizes, seed), "rule": "threshold"})
+    assert kernels.hard_reading(*given.values()) is None  # native code sees none of it
+    with kernels.use(mode), pytest.raises(ValueError, match=message):
+        hard_reading(**given)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_starts_of_other_integer_types(dtype):
+    given = inputs(2, 3, 4, 30, 16, seed=0)
+    expected = hard_reading(**given)
+    for got, right in zip(hard_reading(**(given | {"start": given["start"].to(dtype)})), expected, strict=True):
+        assert torch.equal(got, right)
 
 
 def test_gradients_reach_what_is_read():

@@ -17,10 +17,10 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 import hf_entmax_asr.kernels.triton_alignment as alignment_kernels
 import hf_entmax_asr.kernels.triton_attention as attention_kernels
 import hf_entmax_asr.kernels.triton_entmax as entmax_kernels
-import hf_entmax_asr.kernels.triton_operators as operators
 import hf_entmax_asr.kernels.triton_soft_attention as soft_attention_kernels
 from hf_entmax_asr import kernels
 from hf_entmax_asr.kernels import backend
+from hf_entmax_asr.kernels.attention_inputs import AttentionInputs
 from support.small_models import features, small_model, targets
 from support.triton_forms import (
     DEVICE,
@@ -39,10 +39,12 @@ def test_what_would_lose_digits_is_refused():
     wide = torch.randn(1, 1, 2, 4, dtype=torch.float64, device=DEVICE)
     alpha = torch.tensor(1.5, device=DEVICE)
     for function in (
-        lambda: entmax_kernels.entmax_forward(wide, alpha),
-        lambda: attention_kernels.attention_forward(wide, wide, wide, alpha, None, None, None, False, 1.0, 0.0),
-        lambda: alignment_kernels.expected_alignment_forward(wide),
-        lambda: soft_attention_kernels.soft_attention_forward(wide, wide),
+        lambda: entmax_kernels.entmax_forward(wide, alpha, None, torch.float32),
+        lambda: attention_kernels.attention_forward(
+            AttentionInputs(wide, wide, wide, alpha.view(1, 1, 1, 1), None, None, None, False, 1.0, 0.0)
+        ),
+        lambda: alignment_kernels.expected_alignment_forward(wide, None, None, True),
+        lambda: soft_attention_kernels.soft_attention_forward(wide, wide, None, None),
     ):
         with pytest.raises(ValueError, match="float64"):
             function()
@@ -84,11 +86,19 @@ def test_operators_are_registered_as_torch_wants_them():
     mask = torch.ones(1, 4, dtype=torch.bool, device=DEVICE)
     seed = torch.zeros(1, dtype=torch.long, device=DEVICE)
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(operators.rows_forward, (x, alpha, mask, torch.float32), test_utils=utils)
-    torch.library.opcheck(operators.attend, (x, x, x, alpha, None, bias, seed, False, 0.5, 0.3), test_utils=utils)
-    torch.library.opcheck(operators.align, (x, mask, x[:, :, 0], True), test_utils=utils)
+    torch.library.opcheck(entmax_kernels.entmax_forward, (x, alpha, mask, torch.float32), test_utils=utils)
+    torch.library.opcheck(
+        entmax_kernels.entmax_forward, (x[:, :1, 0], alpha, None, x.dtype), test_utils=utils
+    )  # broadcast
+    allowed = torch.ones(1, 1, 1, 3, dtype=torch.bool, device=DEVICE)
+    for over in ((None, bias), (allowed, None), (allowed, bias)):
+        given = AttentionInputs(x, x, x, alpha, *over, seed=seed, is_causal=False, scale=0.5, dropout_p=0.3)
+        torch.library.opcheck(attention_kernels.attend, given, test_utils=utils)
+    forward = alignment_kernels.expected_alignment_forward
+    torch.library.opcheck(forward, (x, mask, x[:, :, 0], True), test_utils=utils)
     for chunk_size in (2, None):
-        torch.library.opcheck(operators.spread, (x.softmax(-1), x, mask, chunk_size), test_utils=utils)
+        spread = soft_attention_kernels.soft_attention_forward
+        torch.library.opcheck(spread, (x.softmax(-1), x, mask, chunk_size), test_utils=utils)
 
 
 def test_a_model_trains_the_same_by_the_kernels():

@@ -154,4 +154,4 @@ def test_alignment_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="differ in shape"):
         triton_soft(energy[:, :, :3], energy)
     with pytest.raises(ValueError, match="alignment has shape"):
-        soft_attention_kernels.soft_attention_forward(energy[:, :, :3], energy)
+        soft_attention_kernels.soft_attention_forward(energy[:, :, :3], energy, None, None)

@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 
 import hf_entmax_asr.kernels.triton_attention as attention_kernels
+from hf_entmax_asr.kernels.attention_inputs import AttentionInputs
 from hf_entmax_asr.model.entmax_attention import entmax_attention
 from reference import entmax_by_bisection
 from support.hard_cases import hard_rows
@@ -53,6 +54,11 @@ def eager_attention(query, key, value, alpha, mask=None, bias=None, is_causal=Fa
     return (weights if kept is None else weights * kept) @ value
 
 
+def record(query, key, value, alpha, *, mask=None, bias=None, seed=None, scale=1.0, dropout_p=0.0):
+    """The record of the kernels, for α (H,)."""
+    return AttentionInputs(query, key, value, alpha.view(1, -1, 1, 1), mask, bias, seed, False, scale, dropout_p)
+
+
 def heads(batch, count, length, width):
     """(B, H, T, D) as a model makes it: a view of (B, T, C)."""
     return torch.randn(batch, length, count * width).unflatten(-1, (count, width)).transpose(1, 2)
@@ -64,7 +70,7 @@ def compare_attention(query, key, value, alpha, mask=None, bias=None, is_causal=
 
     def ours(q, k, v, a, b=None):
         allowed = None if mask is None else mask.to(DEVICE)
-        return triton_attention(q, k, v, a, allowed if b is None else b, is_causal)
+        return triton_attention(q, k, v, a, allowed, b, is_causal=is_causal)
 
     def eager(q, k, v, a, b=None):
         return eager_attention(q, k, v, a, mask, b, is_causal)
@@ -132,6 +138,22 @@ def test_attention_with_a_bias_and_its_gradient(shape):
     compare_attention(query, key, value, torch.tensor([1.0, 1.4, 2.0]), bias=bias)
 
 
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("any", (2, 3, 20, 37)), ("padding", (3, 20, 37)), ("shared", (2, 1, 1, 37)), ("rows", (37,)), ("keys", (20, 1))],
+)
+def test_attention_with_a_mask_and_a_bias(kind, shape, is_causal):
+    mask, bias = MASKS[kind](2, 3, 20, 37), torch.randn(shape) * 2
+    query, key, value = heads(2, 3, 20, 8), heads(2, 3, 37, 8), heads(2, 3, 37, 8)
+    alpha = torch.tensor([1.0, 1.4, 2.0])
+    out, dq, *_ = compare_attention(query, key, value, alpha, mask, bias, is_causal)
+    empty = ~mask.any(-1).expand(2, 3, 20)
+    assert not out.cpu()[empty].any()
+    assert not dq.cpu()[empty].any()
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1, 1), (1, 3, 1, 1), (2, 1, 1, 1)], ids=str)
 def test_attention_takes_alpha_in_every_shape(shape):
     alpha = 1 + torch.rand(shape)
@@ -149,7 +171,7 @@ def test_attention_weights_sum_to_1_for_every_kind_of_row():
     query, key, bias = torch.zeros(1, 1, len(rows), 4), torch.zeros(1, 1, 100, 4), rows[None, None]
     for alpha in ALPHAS:
         out = triton_attention(
-            query.to(DEVICE), key.to(DEVICE), torch.eye(100, device=DEVICE)[None, None], alpha, bias.to(DEVICE)
+            query.to(DEVICE), key.to(DEVICE), torch.eye(100, device=DEVICE)[None, None], alpha, bias=bias.to(DEVICE)
         )
         expected = entmax_by_bisection(rows, alpha)
         torch.testing.assert_close(out[0, 0].cpu().double(), expected, rtol=0, atol=6e-7, msg=f"alpha = {alpha}")
@@ -166,7 +188,7 @@ def sharp_inputs():
 @pytest.mark.usefixtures("small_tiles")
 def test_tiles_of_zeros_are_flagged_exactly():
     query, key, value, alpha = (x.to(DEVICE) for x in sharp_inputs())
-    _, _, flags = attention_kernels.attention_forward(query, key, value, alpha, None, None, None, False, 0.7, 0.0)
+    _, _, flags = attention_kernels.attention_forward(record(query, key, value, alpha, scale=0.7))
     weights = eager_entmax(query @ key.transpose(-1, -2) * 0.7, 1.5)
     expected = weights.unflatten(2, (6, 16)).unflatten(4, (6, 16)).amax((3, 5)) > 0
     assert torch.equal(flags.bool(), expected)
@@ -232,8 +254,8 @@ def test_dropout_drops_weights_alike_in_forward_and_backward():
     seed = torch.tensor([123456789012345], device=DEVICE)
 
     def run(q, k, v, seed=seed):
-        arguments = [x.to(DEVICE).contiguous() for x in (q, k, v, alpha)]
-        return arguments, attention_kernels.attention_forward(*arguments, None, None, seed, False, 0.5, 0.3)
+        inputs = record(*(x.to(DEVICE).contiguous() for x in (q, k, v, alpha)), seed=seed, scale=0.5, dropout_p=0.3)
+        return inputs, attention_kernels.attention_forward(inputs)
 
     weights, dropped = run(query, key, values, None)[1][0].cpu(), run(query, key, values)[1][0].cpu()
     kept = torch.where(dropped > 0, 1 / 0.7, 0.0)
@@ -245,15 +267,14 @@ def test_dropout_drops_weights_alike_in_forward_and_backward():
     assert not torch.equal(dropped, run(query, key, values, seed + 1)[1][0].cpu())
 
     value, upstream = torch.randn(2, 2, 40, 8), torch.randn(2, 2, 33, 8)
-    arguments, (out, *saved) = run(query, key, value)
-    actual = attention_kernels.attention_backward(
-        upstream.to(DEVICE), *arguments, None, None, seed, *saved, False, 0.5, 0.3
-    )
+    inputs, (out, *saved) = run(query, key, value)
+    *actual, d_alpha, _ = attention_kernels.attention_backward(upstream.to(DEVICE), inputs, *saved)
+    actual.append(d_alpha.flatten())
     expected = gradients(
         lambda *x: eager_attention(*x, kept=kept.double()),
         query, key, value, alpha, dtype=torch.float64, upstream=upstream,
     )  # fmt: skip
-    for x, y in zip((out, *actual), expected, strict=False):
+    for x, y in zip((out, *actual), expected, strict=True):
         assert_near(x, y, 1e-5)
 
 
@@ -281,12 +302,12 @@ def test_attention_without_queries_or_keys():
 
 def test_attention_that_the_kernels_do_not_take_is_eager():
     wide = [torch.randn(1, 1, 4, 300, device=DEVICE) for _ in range(3)]
-    assert not attention_kernels.attention_takes(*wide, None)
+    assert not attention_kernels.attention_takes(record(*wide, torch.tensor([1.5])))
     torch.testing.assert_close(triton_attention(*wide, 1.5), running("eager", entmax_attention)(*wide, 1.5))
     with pytest.raises(ValueError, match="width up to 256"):
-        attention_kernels.attention_forward(*wide, torch.tensor(1.5), None, None, None, False, 1.0, 0.0)
+        attention_kernels.attention_forward(record(*wide, torch.tensor([1.5])))
     query, key = torch.randn(1, 2, 3, 4, device=DEVICE), torch.randn(1, 2, 5, 4, device=DEVICE)
-    assert not attention_kernels.attention_takes(query, key.bfloat16(), key, None)
+    assert not attention_kernels.attention_takes(record(query, key.bfloat16(), key, torch.tensor([1.5])))
 
 
 @given(

@@ -45,8 +45,8 @@ def test_rows_of_several_thousand_are_taken_in_blocks(alpha):
 def test_row_gradients_are_as_exact_as_the_weights(alpha, length):
     rows, alphas = hard_rows(length, count=4), torch.tensor(alpha, dtype=torch.float64)
     upstream = torch.randn(rows.shape)
-    weights = entmax_kernels.entmax_forward(rows.to(DEVICE), alphas.to(DEVICE))
-    dz, dalpha = entmax_kernels.entmax_backward(upstream.to(DEVICE), weights, alphas.view(1, 1).to(DEVICE))
+    weights = entmax_kernels.entmax_forward(rows.to(DEVICE), alphas.to(DEVICE), None, torch.float32)
+    dz, dalpha = entmax_kernels.entmax_backward(upstream.to(DEVICE), weights, alphas.view(1, 1).to(DEVICE), True)
     dz_terms, dalpha_terms = backward_terms(weights.cpu(), alpha, upstream)
     scale = (weights.cpu().double() ** (2 - alpha)).where(weights.cpu() > 0, 0.0) * upstream.abs().amax()
     assert ((dz.cpu() - dz_terms).abs() <= 1e-5 * scale + 1e-12).all()
@@ -97,11 +97,12 @@ def test_rows_of_views_equal_rows_of_copies():
     )
     alpha = torch.tensor([1.0, 1.3, 2.0], device=DEVICE).view(3, 1, 1)
     upstream = torch.randn(2, 3, 20, 3, device=DEVICE).transpose(2, 3)
-    weights = entmax_kernels.entmax_forward(scores, alpha, mask)
-    assert torch.equal(weights, entmax_kernels.entmax_forward(scores.contiguous(), alpha, mask.contiguous()))
+    weights = entmax_kernels.entmax_forward(scores, alpha, mask, torch.float32)
+    copies = (scores.contiguous(), alpha, mask.contiguous())
+    assert torch.equal(weights, entmax_kernels.entmax_forward(*copies, torch.float32))
     for ours, copied in zip(
-        entmax_kernels.entmax_backward(upstream, weights, alpha),
-        entmax_kernels.entmax_backward(upstream.contiguous(), weights, alpha),
+        entmax_kernels.entmax_backward(upstream, weights, alpha, True),
+        entmax_kernels.entmax_backward(upstream.contiguous(), weights, alpha, True),
         strict=True,
     ):
         assert torch.equal(ours, copied)

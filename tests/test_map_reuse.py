@@ -10,8 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
+from hf_entmax_asr.model.cache import MonotonicLayer, ValueLayer, make_cache
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
-from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer, ValueLayer, make_cache
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from support.checkpoint_alone import examine, examine_apart
 from support.small_models import features, small_config, small_model, targets

@@ -17,6 +17,7 @@ from hf_entmax_asr.metrics import (
     count_edits,
     error_segments,
     matched_pairs,
+    rate_standard_error,
 )
 
 words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=12).map(" ".join)
@@ -41,6 +42,25 @@ def test_the_interval_of_many_utterances_is_the_normal_one():
     assert interval.low == pytest.approx(0.3 - half, abs=0.002)
     assert interval.high == pytest.approx(0.3 + half, abs=0.002)
     assert str(Interval(0.3, 0.2716, 0.328, 0.95)) == "[27.2, 32.8] % (95 % confidence)"
+
+
+def test_the_standard_error_of_a_rate():
+    errors = np.repeat([0, 1], [700, 300])  # utterances of one word: the rate is a binomial share
+    assert rate_standard_error(errors, np.ones(1000, dtype=int)) == pytest.approx(math.sqrt(0.3 * 0.7 / 999))
+    assert rate_standard_error([2] * 30, [8] * 30) == 0
+    assert rate_standard_error([3], [8]) == 0
+    with pytest.raises(ValueError, match="there is no error rate"):
+        rate_standard_error([1, 0], [0, 0])
+    # By hand: r = 6/12, residuals -1, -1, 2; sqrt(3/2 * 6) / 12.
+    assert rate_standard_error([1, 1, 4], [4, 4, 4]) == pytest.approx(3 / 12)
+
+
+def test_the_standard_error_is_the_spread_of_the_bootstrap():
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 20, 400)
+    errors = random.binomial(lengths, 0.2)
+    interval = bootstrap_interval(errors, lengths, level=0.6827, replicates=20_000)  # one standard error either side
+    assert (interval.high - interval.low) / 2 == pytest.approx(rate_standard_error(errors, lengths), rel=0.03)
 
 
 def test_equal_utterances_leave_no_doubt():

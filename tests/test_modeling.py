@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from hf_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrModel
 from hf_entmax_asr.model.configuration_entmax_asr import CROSS_HEAD_TRANSFORMS, TRANSFORMS
-from hf_entmax_asr.model.encoder import sinusoidal_positions
+from hf_entmax_asr.model.layers import sinusoidal_positions
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrEncoder
 from support.small_models import CHUNKS, features, small_config, small_model, targets
 
@@ -106,6 +106,18 @@ def test_lengths_after_subsampling(layers):
         assert model._get_feat_extract_output_lengths(torch.tensor(frames)) == expected
         mask = (torch.arange(61) < frames).long().unsqueeze(0)
         assert model.position_mask(mask).sum() == expected
+
+
+def test_the_front_end_tells_what_it_computes_in():
+    front_end = small_model().get_encoder().subsampling
+    assert front_end.dtype == torch.float32
+    for layer in front_end.convolutions:
+        layer.to(torch.bfloat16)
+    assert front_end.dtype == torch.bfloat16
+    front_end.convolutions = torch.nn.ModuleList()
+    front_end.projection = torch.nn.Module()  # as a quantised one: integers, and no `weight`
+    front_end.projection.packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False)
+    assert front_end.dtype == torch.float32
 
 
 def test_position_formula():
@@ -305,6 +317,26 @@ def test_gradient_checkpointing_changes_nothing(options):
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_maps_and_boundaries_are_recorded_with_gradient_checkpointing():
+    model = small_model(first_monotonic_layer=1)  # one layer of each kind of cross-attention
+    model.activation_checkpointing_enable()
+    input_features, mask = features()
+    inputs = {"input_features": input_features, "attention_mask": mask, "labels": targets()}
+    asked = {"output_attentions": True, "output_boundaries": True}
+    outputs = model.train()(**inputs, **asked)
+    outputs.loss.backward()
+    for maps, shape in (
+        (outputs.encoder_attentions, (3, 2, 16, 16)),
+        (outputs.decoder_attentions, (3, 4, 6, 6)),
+        (outputs.cross_attentions, (3, 4, 6, 16)),
+    ):
+        assert [weights.shape for weights in maps] == [shape] * 2
+    with torch.no_grad():
+        outputs = model.eval()(**inputs, **asked)
+    assert [weights.shape for weights in outputs.cross_attentions] == [(3, 4, 6, 16)] * 2
+    assert [stops.shape for stops in outputs.boundaries] == [(3, 4, 6)]  # of the monotonic layer
 
 
 @pytest.mark.parametrize(

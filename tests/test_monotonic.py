@@ -28,7 +28,7 @@ def states(batch: int = 2, tokens: int = 5, positions: int = 9):
 @pytest.mark.parametrize("rule", ["threshold", "cumulative"])
 def test_hard_reading(chunk, rule):
     attention = make_attention(monotonic_chunk_size=chunk, firing_rule=rule).eval()
-    _, weights, boundary, penalty = attention(*states())
+    _, weights, boundary, penalty = attention(*states(), need_weights=True)
     assert penalty is None
     assert boundary.shape == (2, 4, 5)
     assert (boundary[:, :, 1:] >= boundary[:, :, :-1]).all()
@@ -63,7 +63,7 @@ def test_decided_heads_read_alike_hard_and_soft(chunk):
         attention.q_proj.weight.mul_(300)
         attention.energy_bias.fill_(0.0)
     inputs = states()
-    hard = attention.eval()(*inputs)[1]
+    hard = attention.eval()(*inputs, need_weights=True).weights
     soft = attention.train()(*inputs)[1]
     torch.testing.assert_close(hard, soft, atol=1e-4, rtol=0)
 
@@ -79,7 +79,7 @@ def test_noise_in_training_only():
 def test_straight_through_reads_hard_and_learns_softly(chunk):
     attention = make_attention(monotonic_chunk_size=chunk)
     inputs = states()
-    hard_output, hard_weights, _, _ = attention.eval()(*inputs)
+    hard_output, hard_weights, _, _ = attention.eval()(*inputs, need_weights=True)
     soft = attention.train()(*inputs)[1]
     expected = torch.autograd.grad(soft[..., 3].sum(), attention.q_proj.weight)[0]
     attention.config.monotonic_straight_through = True

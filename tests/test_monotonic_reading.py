@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_entmax_asr.model.generation_entmax_asr import MonotonicLayer
+from hf_entmax_asr.model.cache import MonotonicLayer
 from hf_entmax_asr.model.monotonic import MonotonicAttention
 from reference import expected_alignment_loop, expected_soft_attention_loop, hard_stop
 from support.small_models import CHUNKS, small_config
@@ -51,7 +51,7 @@ def energies(attention, hidden, source, mask):
 def test_hard_reading_equals_the_twin(chunk, rule):
     attention = make_attention(monotonic_chunk_size=chunk, firing_rule=rule)
     hidden, source, mask = inputs()
-    output, weights, boundaries, _ = attention(hidden, source, mask)
+    output, weights, boundaries, _ = attention(hidden, source, mask, need_weights=True)
     stop, window = energies(attention, hidden, source, mask)
     context = torch.zeros(BATCH, TARGETS, WIDTH)
     values = heads(attention.v_proj(source))
@@ -102,17 +102,17 @@ def test_soft_reading_equals_the_twin_with_every_gradient(chunk):
 def test_reading_in_steps_equals_reading_at_once(chunk, decoding, rule, steps):
     attention = make_attention(monotonic_chunk_size=chunk, monotonic_decoding=decoding, firing_rule=rule)
     hidden, source, mask = inputs()
-    output, weights, boundaries, _ = attention(hidden, source, mask)
+    output, weights, boundaries, _ = attention(hidden, source, mask, need_weights=True)
     cache, done, parts = MonotonicLayer(), 0, []
     for step in steps:
-        parts.append(attention(hidden[:, done : done + step], source, mask, cache, done))
+        parts.append(attention(hidden[:, done : done + step], source, mask, cache, done, need_weights=True))
         done += step
     torch.testing.assert_close(torch.cat([part[0] for part in parts], 1), output, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.cat([part[1] for part in parts], 2), weights, rtol=0, atol=1e-6)
     if decoding == "hard":
         assert torch.equal(torch.cat([part[2] for part in parts], 2), boundaries)
     # Taking back tokens: the history of the cache goes back with them.
-    again = attention(hidden[:, 2:4], source, mask, cache, 2)
+    again = attention(hidden[:, 2:4], source, mask, cache, 2, need_weights=True)
     torch.testing.assert_close(again[0], output[:, 2:4], rtol=0, atol=1e-5)
 
 
@@ -121,10 +121,10 @@ def test_reading_in_steps_equals_reading_at_once(chunk, decoding, rule, steps):
 def test_a_padded_batch_equals_single_utterances(chunk, decoding, rule):
     attention = make_attention(monotonic_chunk_size=chunk, monotonic_decoding=decoding, firing_rule=rule)
     hidden, source, mask = inputs()
-    output, weights, boundaries, _ = attention(hidden, source, mask)
+    output, weights, boundaries, _ = attention(hidden, source, mask, need_weights=True)
     for b in range(BATCH):
         length = int(mask[b].sum())
-        alone = attention(hidden[b : b + 1], source[b : b + 1, :length])
+        alone = attention(hidden[b : b + 1], source[b : b + 1, :length], need_weights=True)
         torch.testing.assert_close(output[b : b + 1], alone[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(weights[b : b + 1, ..., :length], alone[1], rtol=0, atol=1e-6)
         assert (weights[b, ..., length:] == 0).all()
@@ -194,7 +194,7 @@ def test_half_precision_modules(chunk, decoding, dtype):
     attention = make_attention(monotonic_chunk_size=chunk, monotonic_decoding=decoding).to(dtype)
     hidden, source, mask = inputs()
     for training in (False, True):
-        output, weights, *_ = attention.train(training)(hidden.to(dtype), source.to(dtype), mask)
+        output, weights, *_ = attention.train(training)(hidden.to(dtype), source.to(dtype), mask, need_weights=True)
         assert output.dtype == dtype
         assert weights.dtype == torch.float32
         torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, HEADS, TARGETS))

@@ -78,7 +78,7 @@ def test_the_statistics_are_those_of_the_training_split(tmp_path, prepare):
     np.testing.assert_allclose(extractor.cmvn_std, frames.std(0, correction=0), rtol=1e-3)
     assert prepare("wsj", tmp_path / "wsj", "--cmvn-utterances", 2)[0] == 0
     extractor = EntmaxAsrProcessor.from_pretrained(tmp_path / "prepared/wsj").feature_extractor
-    frames = torch.cat([extractor.log_mel(torch.tensor(read_audio(rows[i]["audio"]))) for i in (0, 3)])
+    frames = torch.cat([extractor.log_mel(torch.tensor(read_audio(rows[i]["audio"]))) for i in (0, 5)])
     np.testing.assert_allclose(extractor.cmvn_mean, frames.mean(0), rtol=1e-4)
 
 

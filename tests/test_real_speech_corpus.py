@@ -8,15 +8,17 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from experiments.real_speech import build_corpus
-from experiments.real_speech.amazon_queen import ContainerError, read_clips, read_files, spoken_parts
-from experiments.real_speech.build_corpus import CorpusError, SplitCounts, spoken_text
+from experiments.real_speech.amazon_queen import read_clips, read_files, spoken_parts
+from experiments.real_speech.amazon_queen_corpus import CONTAINER, GAME, TEST, VALIDATION, split_of, spoken_text
+from experiments.real_speech.corpus_folder import ContainerError, SplitCounts
+from experiments.real_speech.spoken_text import UnspeakableError
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora.folder import load_folder
@@ -24,6 +26,7 @@ from hf_entmax_asr.corpora.folder import load_folder
 needs_dpkg = pytest.mark.skipif(
     shutil.which("dpkg-deb") is None, reason="no dpkg-deb here to pack and unpack a package"
 )
+PACKAGE = GAME.packages[0].name
 PACKAGE_VARIABLE = "HF_ENTMAX_ASR_AMAZON_QUEEN"
 
 
@@ -133,27 +136,30 @@ def package(tmp_path) -> Path:
 
 
 def make_package(tree: Path, content: bytes, deb: Path) -> Path:
-    file = tree / build_corpus.CONTAINER
+    file = tree / CONTAINER
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
-    notice = tree / build_corpus.COPYRIGHT
+    notice = tree / GAME.copyright
     notice.parent.mkdir(parents=True)
     notice.write_text("May be given away.\n")
     (tree / "DEBIAN").mkdir()
-    control = f"Package: {build_corpus.PACKAGE}\nVersion: 1\nArchitecture: all\nMaintainer: nobody <n@example.org>\n"
+    control = f"Package: {PACKAGE}\nVersion: 1\nArchitecture: all\nMaintainer: nobody <n@example.org>\n"
     (tree / "DEBIAN" / "control").write_text(control + "Description: a game\n")
     subprocess.run(["dpkg-deb", "--build", str(tree), str(deb)], check=True, capture_output=True)
     return deb
 
 
+def expect(monkeypatch, counts: dict[str, SplitCounts]) -> None:
+    monkeypatch.setitem(build_corpus.GAMES, "amazon_queen", replace(GAME, expected=counts))
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run the program: (exit status, what it printed, what it said on the error stream)."""
-    monkeypatch.setattr(build_corpus, "EXPECTED", COUNTS)
+    expect(monkeypatch, COUNTS)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["build_corpus.py", *map(str, arguments)])
-        return build_corpus.main(), *capsys.readouterr()
+        return build_corpus.main([*map(str, arguments)]), *capsys.readouterr()
 
     return run
 
@@ -219,15 +225,15 @@ def test_a_subtitle_as_it_is_spoken(subtitle, spoken):
 
 @pytest.mark.parametrize("subtitle", ["240 nets", "&#($!!, he got away!", "...", "café", "1950's"])
 def test_a_subtitle_without_a_rule_is_refused(subtitle):
-    with pytest.raises(CorpusError, match=re.escape(repr(subtitle))):
+    with pytest.raises(UnspeakableError, match=re.escape(repr(subtitle))):
         spoken_text(subtitle)
 
 
 def test_no_character_is_in_two_splits():
-    assert not set(build_corpus.VALIDATION) & set(build_corpus.TEST)
-    assert {build_corpus.split_of(s) for s in (None, "JOE", "DOG")} == {"train"}
-    assert {build_corpus.split_of(s) for s in build_corpus.TEST} == {"test"}
-    assert {build_corpus.split_of(s) for s in build_corpus.VALIDATION} == {"validation"}
+    assert not set(VALIDATION) & set(TEST)
+    assert {split_of(s) for s in (None, "JOE", "DOG")} == {"train"}
+    assert {split_of(s) for s in TEST} == {"test"}
+    assert {split_of(s) for s in VALIDATION} == {"validation"}
 
 
 @needs_dpkg
@@ -284,7 +290,7 @@ def test_a_corpus_of_an_older_form_is_made_anew(call, package, tmp_path):
 
 @needs_dpkg
 def test_other_counts_than_known_are_refused_and_nothing_is_written(call, monkeypatch, package, tmp_path):
-    monkeypatch.setattr(build_corpus, "EXPECTED", COUNTS | {"train": SplitCounts(12, 0.0, 2)})
+    expect(monkeypatch, COUNTS | {"train": SplitCounts(12, 0.0, 2)})
     status, _, complaint = call("--deb", package, "--output", tmp_path / "out" / "corpus")
     assert status == 1
     assert "train: 11 utterances, 0.00 hours, 2 named speakers; expected 12 utterances" in complaint
@@ -344,7 +350,7 @@ def test_the_package_is_fetched_with_apt(call, monkeypatch, package, tmp_path):
     programs(
         tmp_path / "bin",
         monkeypatch,
-        apt_get=f'[ "$*" = "download {build_corpus.PACKAGE}" ] && cp {package} x_1_all.deb',
+        apt_get=f'[ "$*" = "download {PACKAGE}" ] && cp {package} x_1_all.deb',
     )
     status, printed, complaint = call("--output", tmp_path / "corpus")
     assert (status, complaint) == (0, "")
@@ -375,11 +381,11 @@ def test_without_mp3_it_says_what_to_install(call, monkeypatch, tmp_path):
 
 @pytest.mark.skipif(
     PACKAGE_VARIABLE not in os.environ,
-    reason=f"needs Debian's game: apt-get download {build_corpus.PACKAGE}, and its file in {PACKAGE_VARIABLE}",
+    reason=f"needs Debian's game: apt-get download {PACKAGE}, and its file in {PACKAGE_VARIABLE}",
 )
 def test_the_real_package_gives_the_known_corpus(tmp_path):
     output = tmp_path / "corpus"
-    counts = build_corpus.build(Path(os.environ[PACKAGE_VARIABLE]), output, build_corpus.EXPECTED)
+    counts = build_corpus.build(GAME, [Path(os.environ[PACKAGE_VARIABLE])], output)
     assert sum(split.utterances for split in counts.values()) == 6543
     assert sum(split.speakers for split in counts.values()) == 30
     splits = load_folder(output)

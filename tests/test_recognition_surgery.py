@@ -1,5 +1,6 @@
 """Smaller models out of trained ones, and the programs that make them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from safetensors.torch import load_file
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.attention import MultiHeadAttention
+from hf_entmax_asr.recognition import analyze, save_analysis
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.recognition.inspection import analyze, save_analysis
 from hf_entmax_asr.recognition.report_examples import example_of
 from hf_entmax_asr.recognition.surgery import HEAD_AXIS, attention_modules, remove_heads, share_maps
 from hf_entmax_asr.tokenization import train_character_tokenizer
@@ -200,13 +201,11 @@ def test_reuse_by_an_analysis(checkpoint, tones, call, tmp_path):
     shared = EntmaxAsrForConditionalGeneration.from_pretrained(checkpoint)
     shared = share_maps(shared, encoder_groups=[1, 3])
     again = analyze(shared, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"])
-    alphas = [again["modules"][f"encoder.layers.{layer}.self_attn"]["alpha"] for layer in range(4)]
+    alphas = [module.alpha for module in again.encoder]
     assert alphas == [alphas[0]] + [alphas[1]] * 3
-    assert again["model"]["encoder_map_groups"] == [1, 3]
-    document["model"]["d_model"] = 99
-    status, _, said = call(
-        "reuse", checkpoint, "--out", tmp_path / "b", *budget[:-1], save_analysis(document, analysis)
-    )
+    assert again.model.encoder_map_groups == [1, 3]
+    other = dataclasses.replace(document, model=dataclasses.replace(document.model, d_model=99))
+    status, _, said = call("reuse", checkpoint, "--out", tmp_path / "b", *budget[:-1], save_analysis(other, analysis))
     assert status == 1
     assert "is of another model: d_model is 99 there and 16 here" in said
 

@@ -1,5 +1,6 @@
 """Heads removed for good: against the model in which their outputs are zero, and with every feature."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrForConditionalGene
 from hf_entmax_asr.analysis import redundant_heads
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
-from hf_entmax_asr.recognition.inspection import analyze, save_analysis
+from hf_entmax_asr.recognition import analyze, load_analysis, save_analysis
 from hf_entmax_asr.recognition.surgery import attention_modules, gated_off, remove_heads, share_maps, waited_for_of
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from support.checkpoint_alone import examine, examine_apart
@@ -276,9 +277,9 @@ def test_prune_removes_redundant_heads(checkpoint, call, tmp_path):
     assert config.cross_heads_per_layer == [3, 4]
     pruned = EntmaxAsrForConditionalGeneration.from_pretrained(tmp_path / "pruned")
     again = analyze(pruned, EntmaxAsrProcessor.from_pretrained(checkpoint), load_folder(str(tones))["test"])
-    assert [module["heads"] for module in again["modules"].values()] == [1, 1, 1, 4, 4, 3, 4]
-    assert again["model"]["cross_heads_per_layer"] == [3, 4]
-    assert len(again["monotonic"]["heads"]) == 7
+    assert [module.heads for module in again.modules.values()] == [1, 1, 1, 4, 4, 3, 4]
+    assert again.model.cross_heads_per_layer == [3, 4]
+    assert len(again.monotonic.heads) == 7
 
 
 @pytest.fixture(scope="module")
@@ -295,12 +296,12 @@ def test_prune_removes_heads_that_decoding_waits_for(checkpoint, analysis, call,
     )
     assert status == 0, said
     assert printed.count("is the last to stop for") == 2
-    measured = json.loads(analysis.read_text())["monotonic"]
-    ranked = sorted(zip(measured["last_share"], measured["lag_seconds"], measured["heads"], strict=True), reverse=True)
+    measured = load_analysis(analysis).monotonic
+    ranked = sorted(zip(measured.last_share, measured.lag_seconds, measured.heads, strict=True), reverse=True)
     gone = [head for *_, head in ranked[:2]]  # no layer loses all, and the one whose gate is 0 is last for no token
-    assert [0, 1] not in gone
+    assert (0, 1) not in gone
     config = EntmaxAsrForConditionalGeneration.from_pretrained(tmp_path / "pruned").config
-    assert config.cross_heads_per_layer == [4 - sum(head[0] == layer for head in [*gone, [0, 1]]) for layer in range(2)]
+    assert config.cross_heads_per_layer == [4 - sum(head[0] == layer for head in [*gone, (0, 1)]) for layer in range(2)]
     assert config.encoder_heads_per_layer is None
     for layer, head in gone:
         assert f"decoder.layers.{layer}.encoder_attn head {head} is the last to stop for" in printed
@@ -314,7 +315,7 @@ def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call,
     assert status == 0
     assert "6 of 22 heads removed" in printed
     full = small_model(cross_attention="full")
-    document = json.loads(analysis.read_text()) | {"monotonic": None}
+    document = dataclasses.replace(load_analysis(analysis), monotonic=None)
     with pytest.raises(ValueError, match="nothing waits for the heads of full cross-attention"):
         waited_for_of(full, document, 1)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
-from hf_entmax_asr.model.encoder import sinusoidal_positions
+from hf_entmax_asr.model.layers import sinusoidal_positions
 from support.small_models import SMALL, features, small_model, targets
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_entmax_asr.corpora import text_rule, text_rules
 from hf_entmax_asr.corpora.aishell1 import normalise_aishell1
-from hf_entmax_asr.text import RULES, normalizer
 
 WORKED = [
     ("none", " As It  is. ", "As It  is."),
@@ -23,13 +23,13 @@ WORKED = [
 
 @pytest.mark.parametrize(("rule", "text", "expected"), WORKED, ids=[f"{i}-{w[0]}" for i, w in enumerate(WORKED)])
 def test_worked_examples(rule, text, expected):
-    assert normalizer(rule)(text) == expected
+    assert text_rule(rule)(text) == expected
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", text_rules())
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_every_rule_takes_any_text_and_leaves_no_space_around_it(rule, text):
-    normal = normalizer(rule)(text)
+    normal = text_rule(rule)(text)
     assert normal == normal.strip()
     if rule in ("wsj", "aishell1"):
         assert all(len(gap) <= 1 for gap in normal.split(" ")) or "  " not in normal
@@ -37,25 +37,25 @@ def test_every_rule_takes_any_text_and_leaves_no_space_around_it(rule, text):
 
 @given(st.text(st.sampled_from("ab Ａｚ１，　而对\u3000\n"), max_size=30))
 def test_the_rule_for_aishell_is_that_of_its_corpus(text):
-    assert normalizer("aishell1")(text) == normalise_aishell1(text)
+    assert text_rule("aishell1")(text) == normalise_aishell1(text)
 
 
 def test_a_spelling_table_makes_spellings_equal(tmp_path):
     table = tmp_path / "normalizer.json"
     table.write_text(json.dumps({"colour": "color"}))
-    assert normalizer("english", table)("The Colour!") == "the color"
+    assert text_rule("english", table)("The Colour!") == "the color"
     with pytest.raises(ValueError, match="'basic' takes no spelling table"):
-        normalizer("basic", table)
+        text_rule("basic", table)
     table.write_text('["colour"]')
     with pytest.raises(ValueError, match="not a JSON object of words"):
-        normalizer("english", table)
+        text_rule("english", table)
     table.write_text("colour")
     with pytest.raises(ValueError, match="is not JSON"):
-        normalizer("english", table)
+        text_rule("english", table)
     with pytest.raises(FileNotFoundError, match="missing"):
-        normalizer("english", tmp_path / "missing")
+        text_rule("english", tmp_path / "missing")
 
 
 def test_an_unknown_rule_names_the_known_ones():
-    with pytest.raises(ValueError, match="no text rule 'whisper'; use one of none, basic, english, wsj, aishell1"):
-        normalizer("whisper")
+    with pytest.raises(ValueError, match="no text rule 'whisper'; use one of none, basic, english, aishell1, wsj"):
+        text_rule("whisper")

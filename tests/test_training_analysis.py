@@ -1,5 +1,6 @@
 """Analyses while a model is trained: by recipe and by transformers' Trainer, their page, and what the card tells."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -13,8 +14,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
+from hf_entmax_asr.analysis.document import AnalysisDocument, load_analysis
+from hf_entmax_asr.analysis.figures.training import plot_over_training
 from hf_entmax_asr.analysis.findings import findings
-from hf_entmax_asr.analysis.trajectories import plot_over_training, trajectory
+from hf_entmax_asr.analysis.trajectories import trajectory
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, analyze
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
@@ -22,7 +25,7 @@ from hf_entmax_asr.training import AnalysisCallback, RecipeError, read_history, 
 from hf_entmax_asr.training import engine as engine_module
 from hf_entmax_asr.training.analysis_callback import analysis_files, drop_analyses_after, newest_analysis, write_page
 from hf_entmax_asr.training.model_card import ATTENTION_HEADING, _architecture, attention_text, write_attention_section
-from support.analysis_document import document
+from support.analysis_document import document, document_json
 from support.small_models import small_config
 from support.tones import tiny_recipe, write_splits
 
@@ -48,9 +51,8 @@ def watched(tones, tmp_path_factory):
     return train(recipe(tones, ANALYSES), tmp_path_factory.mktemp("watched") / "run", card_template=TEMPLATE)
 
 
-def documents(run: Path) -> dict[int, dict]:
-    files = analysis_files(run / "analysis")
-    return {step: json.loads(path.read_text(encoding="utf-8")) for step, path in files.items()}
+def documents(run: Path) -> dict[int, AnalysisDocument]:
+    return {step: load_analysis(path) for step, path in analysis_files(run / "analysis").items()}
 
 
 # by recipe
@@ -82,16 +84,16 @@ def test_analyses_are_of_the_model_that_is_saved(watched, tones):
     run = watched.last.parent
     found = documents(run)
     assert list(found) == [3, 6, 8]
-    assert {d["utterances"] for d in found.values()} == {4}
-    assert found[3]["checkpoint"] == "run after 3 steps"
-    assert found[3]["data"] == f"{tones.name}, validation"
+    assert {d.utterances for d in found.values()} == {4}
+    assert found[3].checkpoint == "run after 3 steps"
+    assert found[3].data == f"{tones.name}, validation"
     rows = load_folder(tones)["validation"].select([0, 2, 3, 5])  # evenly spaced
     for step in (3, 8):
         model, processor = load_recogniser(str(run / "checkpoints" / f"step-{step:08d}"), "cpu")
         expected = analyze(model, processor, rows)
-        assert found[step]["modules"] == expected["modules"]
-        assert found[step]["monotonic"] == expected["monotonic"]
-    assert found[3]["modules"] != found[8]["modules"]
+        assert found[step].modules == expected.modules
+        assert found[step].monotonic == expected.monotonic
+    assert found[3].modules != found[8].modules
 
 
 def test_the_run_ends_with_a_page(watched):
@@ -100,7 +102,7 @@ def test_the_run_ends_with_a_page(watched):
     assert "Attention of run after 8 steps" in page
     assert "Over training" in page
     assert {"alphas.png", "gates.png", "over_training.png"} <= {path.name for path in folder.glob("*.png")}
-    assert json.loads((folder / "analysis.json").read_text(encoding="utf-8")) == documents(watched.last.parent)[8]
+    assert load_analysis(folder / "analysis.json") == documents(watched.last.parent)[8]
     assert not [path for path in folder.iterdir() if "partial" in path.name]
 
 
@@ -129,7 +131,7 @@ def test_a_resumed_run_leaves_no_analysis_of_later_steps(tones, tmp_path):
     stopped = train(settings, run, resume=True, stop_after=4)
     assert not stopped.finished
     assert documents(run) == {2: before, 4: documents(run)[4]}
-    assert documents(run)[4]["step"] == 4
+    assert documents(run)[4].step == 4
     assert sorted(path.name for path in (run / "analysis").iterdir()) == [
         "notes.txt",
         "step-00000002.json",
@@ -179,8 +181,8 @@ def test_analyses_in_half_precision(tones, tmp_path):
         train(settings, tmp_path / "run", accelerator=accelerator)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    module = documents(tmp_path / "run")[3]["modules"]["encoder.layers.0.self_attn"]
-    assert all(0 < value < module["uniform"]["entropy_nats"] * 1.01 for value in module["entropy_nats"])
+    module = documents(tmp_path / "run")[3].encoder[0]
+    assert all(0 < value < module.uniform.entropy_nats * 1.01 for value in module.entropy_nats)
 
 
 # the card
@@ -207,7 +209,7 @@ def test_the_card_tells_what_the_newest_analysis_found(watched, tones, tmp_path)
 def test_the_section_of_a_card_is_replaced_and_nothing_else(tmp_path):
     before, after = "---\ntags: [a]\n---\n\n# Name\n\n```python\n# code\n```\n", "## Training\n\nTen steps.\n"
     card = tmp_path / "README.md"
-    given = document() | {"data": "/home/somebody/corpus, test"}
+    given = dataclasses.replace(document(), data="/home/somebody/corpus, test")
     card.write_text(f"{before}\n{ATTENTION_HEADING}\n\nOld.\n\n- old\n\n{after}", encoding="utf-8")
     assert write_attention_section(tmp_path, given) == card
     assert card.read_text(encoding="utf-8") == f"{before}\n{ATTENTION_HEADING}\n\n{attention_text(given)}\n\n{after}"
@@ -224,11 +226,12 @@ def test_the_section_of_a_card_is_replaced_and_nothing_else(tmp_path):
 
 
 def test_findings_without_labels_where_every_head_is_diagonal():
-    given = document(labels=False)
+    given = document_json(labels=False)
     for module in given["modules"].values():
         if module["kind"] == "encoder":
             module["role"] = ["linguistic"] * 2
-    assert findings(given)[0] == "Roles: 6 of 6 encoder heads are linguistic (diagonal) (layers 0, 1, 2)."
+    found = findings(AnalysisDocument.from_dict(given))
+    assert found[0] == "Roles: 6 of 6 encoder heads are linguistic (diagonal) (layers 0, 1, 2)."
 
 
 def test_the_architecture_line_counts_the_heads_that_are_left_and_the_maps_that_are_shared():
@@ -246,14 +249,14 @@ def test_the_architecture_line_counts_the_heads_that_are_left_and_the_maps_that_
 # the picture
 
 
-def over_steps() -> list[dict]:
+def over_steps() -> list[AnalysisDocument]:
     given = []
     for step in (200, 100, 300):
-        one = document() | {"step": step}
+        one = document_json() | {"step": step}
         for module in one["modules"].values():
             if module["kind"] == "encoder":
                 module["zero_share"] = [step / 1000, None]
-        given.append(one)
+        given.append(AnalysisDocument.from_dict(one))
     return given
 
 
@@ -268,11 +271,11 @@ def test_the_picture_shows_means_of_layers_in_the_order_of_the_steps():
     assert list(zeros.lines[0].get_xdata()) == [100, 200, 300]
     assert list(zeros.lines[0].get_ydata()) == pytest.approx([10, 20, 30])  # % of the heads that were measured
     assert len(zeros.lines) == 3  # uniform attention has no zeros to show
-    expected = document()["modules"]["encoder.layers.1.self_attn"]["entropy_nats"]
+    expected = document().encoder[1].entropy_nats
     assert entropy.lines[1].get_ydata()[0] == pytest.approx(sum(expected) / 2)
     assert [axes.get_xlabel() for axes in figure.axes] == ["optimiser step"] * 3
     with pytest.raises(ValueError, match=r"of \[2, 3\] layers"):
-        plot_over_training([*points, *trajectory([document(layers=2) | {"step": 1}])])
+        plot_over_training([*points, *trajectory([dataclasses.replace(document(layers=2), step=1)])])
     with pytest.raises(ValueError, match="of no layers"):
         plot_over_training([])
 
@@ -307,7 +310,7 @@ def test_the_trainer_ends_with_the_last_step_and_a_page(watched, tones, tmp_path
     trainer.train()
     assert list(analysis_files(folder)) == [2, 3]
     last = newest_analysis(folder)
-    assert (last["step"], last["checkpoint"], last["data"]) == (3, "mine after 3 steps", "tones")
+    assert (last.step, last.checkpoint, last.data) == (3, "mine after 3 steps", "tones")
     assert "Attention of mine after 3 steps" in (folder / "index.html").read_text(encoding="utf-8")
     assert {"alphas.png", "gates.png", "over_training.png"} <= {path.name for path in folder.glob("*.png")}
 
@@ -324,7 +327,7 @@ def test_the_trainer_with_weights_that_are_shared_out_is_refused(watched, tones,
 def test_files_that_no_run_wrote_stay(tmp_path):
     assert write_page(tmp_path) is None
     for name in ("analysis.json", "step-x.json"):
-        (tmp_path / name).write_text(json.dumps(document()))  # as scripts/analyze.py writes it
+        (tmp_path / name).write_text(json.dumps(document_json()))  # as scripts/analyze.py writes it
     (tmp_path / "index.html").write_text("a page")
     drop_analyses_after(tmp_path, 0)
     assert len(list(tmp_path.iterdir())) == 3

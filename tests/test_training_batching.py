@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_entmax_asr.training.batching import BatchOptions, BatchStream, draw_speeds, frames_at, plan_epoch
+from hf_entmax_asr import EntmaxAsrFeatureExtractor
+from hf_entmax_asr.training.batching import BatchOptions, BatchStream, draw_speeds, plan_epoch
 
 FRAMES = np.random.default_rng(3).integers(20, 300, 200)
+frames_at = EntmaxAsrFeatureExtractor().frames_at
 
 
 def test_every_epoch_holds_every_utterance_once_within_the_bounds():
@@ -68,6 +70,11 @@ def test_processes_share_the_batches_of_one_process_and_weights_make_a_mean_over
 SPEEDS = BatchOptions(frames_per_batch=2000, speeds=(0.9, 1.0, 1.1), seed=4)
 
 
+def test_other_speeds_need_the_frames_at_them():
+    with pytest.raises(ValueError, match="give frames_at"):
+        BatchStream(FRAMES, FRAMES, SPEEDS)
+
+
 def test_speeds_are_drawn_anew_in_every_epoch_and_equally_likely():
     speeds = [draw_speeds(30_000, SPEEDS, epoch) for epoch in (0, 1)]
     for speed in SPEEDS.speeds:
@@ -77,7 +84,7 @@ def test_speeds_are_drawn_anew_in_every_epoch_and_equally_likely():
 
 
 def test_batches_are_bounded_by_the_frames_at_the_drawn_speeds():
-    batches = take(BatchStream(FRAMES, FRAMES, SPEEDS), 40)
+    batches = take(BatchStream(FRAMES, FRAMES, SPEEDS, frames_at=frames_at), 40)
     lengths = [frames_at(FRAMES[list(b.indices)], np.array(b.speeds)) for b in batches]
     assert max(len(length) * length.max() for length in lengths) <= 2000
     assert [b.step_frames for b in batches] == [length.sum() for length in lengths]
@@ -85,7 +92,7 @@ def test_batches_are_bounded_by_the_frames_at_the_drawn_speeds():
     drawn = draw_speeds(len(FRAMES), SPEEDS, 0)
     assert batches[0].speeds == tuple(drawn[list(batches[0].indices)])
     middle = batches[24]
-    resumed = BatchStream(FRAMES, FRAMES, SPEEDS, epoch=middle.epoch, next_index=middle.next_index)
+    resumed = BatchStream(FRAMES, FRAMES, SPEEDS, frames_at=frames_at, epoch=middle.epoch, next_index=middle.next_index)
     assert take(resumed, 15) == batches[25:]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from hf_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.recognition import DataError
 from hf_entmax_asr.recognition.utterances import prepare_split
@@ -65,7 +66,9 @@ def test_bad_utterances_can_be_dropped(tones, tmp_path):
     recipe = tiny_recipe(tones, data={"path": path, "validation_split": None, "bad_utterances": "drop"})
     rows = load_rows(recipe)
     processor = build_processor(recipe, rows)
-    kept = checked("train", prepare_split(rows["train"], processor), recipe.data, processor.tokenizer, 2)
+    utterances = prepare_split(rows["train"], processor)
+    positions = EntmaxAsrConfig().positions_of(utterances.frames)
+    kept = checked("train", utterances, recipe.data, processor.tokenizer, positions)
     assert kept.texts == ["ab"]
     assert kept.example(0)["labels"] == processor.tokenizer("ab").input_ids
 

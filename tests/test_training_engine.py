@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from hf_entmax_asr.recognition import Scores
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.training import TrainingDiverged, read_history, train
 from hf_entmax_asr.training import engine as engine_module
@@ -73,6 +74,7 @@ def test_a_finished_run_has_loadable_checkpoints_scores_and_a_card(whole_run):
     state = json.loads((result.best / "training_state" / "state.json").read_text())
     assert state["step"] == 8
     assert state["scores"] == {"8": result.scores["hard"].as_dict()["wer"]}
+    assert state["tolerances"] == {"8": result.scores["hard"].tolerance("wer")}
     pickles = [p for p in result.last.rglob("*") if p.suffix in (".pt", ".bin", ".pkl", ".pth")]
     assert pickles == []
 
@@ -140,6 +142,28 @@ def test_averaging_at_the_end_gives_a_candidate_for_the_best(tones, tmp_path):
     names = [r.get("evaluation") for r in read_history(tmp_path / "run" / "history.jsonl")]
     assert names[-2:] == ["mean of steps [4, 6, 8]/hard", "mean of steps [4, 6, 8]/soft"]
     load_recogniser(result.best, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("average", "wrong", "best"),
+    [
+        ("none", [5, 2, 3, 4], "step-00000006"),
+        ("none", [5, 2, 3, 3], "step-00000008"),
+        ("none", [5, 1, 3, 3], "step-00000004"),
+        ("last", [5, 2, 4, 3, 3], "average"),
+        ("last", [5, 2, 4, 3, 4], "step-00000008"),
+    ],
+)
+def test_best_is_the_latest_within_one_standard_error_of_the_lowest_score(
+    average, wrong, best, tones, tmp_path, monkeypatch
+):
+    """Of ten utterances of one word so many are wrong at steps 2, 4, 6 and 8, and then in the average. The standard
+    error of 2 in 10 is sqrt(0.2 * 0.8 / 9) = 13 %, of 1 in 10 it is 10 %."""
+    found = [{"hard": Scores.of(["a"] * 10, ["b"] * count + ["a"] * (10 - count))} for count in reversed(wrong)]
+    monkeypatch.setattr(engine_module, "score_decodings", lambda *_, **__: found.pop())
+    evaluation = {"every_steps": 2, "keep_last": 1, "average": average, "average_count": 2}
+    result = train(tiny_recipe(tones, evaluation=evaluation), tmp_path / "run")
+    assert result.best.resolve().name == best
 
 
 def test_a_diverged_run_stops_and_keeps_its_checkpoints_clean(tones, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from hf_entmax_asr.corpora import load_folder
-from hf_entmax_asr.recognition import analyze
+from hf_entmax_asr.recognition import analyze, load_analysis
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.training import RecipeError, train
 from hf_entmax_asr.training.recipe import recipe_to_dict
@@ -123,7 +123,7 @@ def test_sharded_processes_train_as_one_with_a_mean_and_a_stop_in_between(tones,
     # The main process alone analyses, with whole weights: what one process finds in the checkpoint.
     files = sorted(path.name for path in (tmp_path / "shared" / "analysis").glob("step-*"))
     assert files == ["step-00000004.json", "step-00000006.json"]
-    found = json.loads((tmp_path / "shared" / "analysis" / files[-1]).read_text(encoding="utf-8"))
+    found = load_analysis(tmp_path / "shared" / "analysis" / files[-1])
     model, processor = load_recogniser(str(last), "cpu")
-    assert found["modules"] == analyze(model, processor, load_folder(tones)["validation"].select([0, 3]))["modules"]
+    assert found.modules == analyze(model, processor, load_folder(tones)["validation"].select([0, 3])).modules
     assert (tmp_path / "shared" / "analysis" / "index.html").is_file()

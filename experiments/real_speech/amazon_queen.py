@@ -17,14 +17,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from experiments.real_speech.corpus_folder import ContainerError
+
 MP3 = 1
 JOE = "JOE"
 _PREFIX = 20  # bytes before the data of a .DOG or .CUT file; offsets count from there
 _RESPONSES = 40  # the remarks of QUEEN2.JAS are numbered behind so many stock answers
-
-
-class ContainerError(ValueError):
-    """A file that is not what this reader knows; the message names the file and what is wrong."""
 
 
 @dataclass(frozen=True)

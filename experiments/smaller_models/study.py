@@ -28,7 +28,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from experiments.real_speech.grid_cell import CellError, same_settings
 from experiments.smaller_models.table import AS_CUT, GATES, SETTINGS, TRAINED, UNPRUNED, render
@@ -36,10 +35,12 @@ from experiments.smaller_models.variant import Study, Variant, monotonic_modules
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis import PocketsphinxAligner, map_groups_of
+from hf_entmax_asr.analysis.document import AnalysisDocument, save_analysis
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.recognition import DataError, gated_off
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.recognition.inspection import analyze, save_analysis
+from hf_entmax_asr.recognition.inspection import analyze
 from hf_entmax_asr.recognition.surgery import read_analysis, redundant_of, waited_for_of
 from hf_entmax_asr.training import RecipeError
 from hf_entmax_asr.training.memory import keep_freed_memory
@@ -101,7 +102,7 @@ def check_numbers(study: Study) -> None:
         raise CellError("nothing to do: give --prune, --waited-for, --reuse or --gates")
 
 
-def analysis_of(study: Study) -> dict[str, Any]:
+def analysis_of(study: Study) -> AnalysisDocument:
     """The analysis of the checkpoint, made once."""
     file, labels = study.output / ANALYSIS, study.arguments.labels
     if not file.is_file():
@@ -110,12 +111,12 @@ def analysis_of(study: Study) -> dict[str, Any]:
         aligner = None if labels is None else PocketsphinxAligner()
         data = dataclasses.replace(study.recipe.data, train_split=study.validation_split)
         rows = load_rows(dataclasses.replace(study.recipe, data=data))["train"]
-        chosen = np.linspace(0, len(rows) - 1, min(ANALYSED_UTTERANCES, len(rows))).round().astype(int)
+        chosen = evenly_spaced(len(rows), ANALYSED_UTTERANCES)
         say(f"analysis of {len(chosen)} utterances of {study.validation_split}")
         document = analyze(study.model, study.processor, rows.select(chosen), labels=aligner)
-        save_analysis(document | {"checkpoint": study.checkpoint, "data": study.validation_split}, file)
+        save_analysis(dataclasses.replace(document, checkpoint=study.checkpoint, data=study.validation_split), file)
     document = read_analysis(file, study.model.config)
-    if labels is not None and document["phonemes"] is None:
+    if labels is not None and document.phonemes is None:
         raise CellError(f"{file} was made without phonemes: delete it to have it made anew, or leave out --labels")
     return document
 
@@ -130,20 +131,24 @@ def plan(study: Study) -> list[Variant]:
     elif arguments.gates:
         say("no gate of this checkpoint is 0: there is no row for --gates")
     chosen = {"redundant": arguments.prune, "waited-for": arguments.waited_for, "reuse": arguments.reuse}
-    document = analysis_of(study) if any(chosen.values()) else {}
-    for kind, numbers in chosen.items():
-        for number in dict.fromkeys(numbers):
-            if kind == "redundant":
-                variants.append(Variant(kind, number, redundant_of(model.config, document, number)[0]))
-            elif kind == "waited-for":
-                variants.append(Variant(kind, number, waited_for_of(model, document, number)[0]))
-            else:
-                found = map_groups_of(document, number)
-                order = {f"encoder.layers.{layer}.self_attn": heads for layer, heads in enumerate(found.head_order)}
-                variants.append(Variant(kind, number, groups=found.sizes, head_order=order))
+    if any(chosen.values()):
+        document = analysis_of(study)
+        pairs = ((kind, number) for kind, numbers in chosen.items() for number in dict.fromkeys(numbers))
+        variants += [analysed_variant(kind, number, model, document) for kind, number in pairs]
     for variant in variants:
         variant.cut(model)
     return variants
+
+
+def analysed_variant(kind: str, number: int, model: Any, document: AnalysisDocument) -> Variant:
+    """What an analysis chooses: `number` heads to remove ("redundant", "waited-for") or maps to leave ("reuse")."""
+    if kind == "redundant":
+        return Variant(kind, number, redundant_of(model.config, document, number)[0])
+    if kind == "waited-for":
+        return Variant(kind, number, waited_for_of(model, document, number)[0])
+    found = map_groups_of(document, number)
+    order = {f"encoder.layers.{layer}.self_attn": heads for layer, heads in enumerate(found.head_order)}
+    return Variant(kind, number, groups=found.sizes, head_order=order)
 
 
 def run(study: Study) -> dict[str, str]:

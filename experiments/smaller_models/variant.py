@@ -22,7 +22,7 @@ from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, remove
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.surgery import Removed, attention_modules
-from hf_entmax_asr.recognition.utterances import Utterances
+from hf_entmax_asr.recognition.utterances import Utterances, seconds_per_position
 from hf_entmax_asr.training import Recipe, load_recipe
 from hf_entmax_asr.training.checkpointing import WEIGHTS
 
@@ -178,8 +178,7 @@ def last_stop_seconds(model: Any, study: Study) -> float | None:
             real = batch["labels"] != IGNORED_LABEL
             positions += stops[:, active].amax(1)[real].sum().item()
             tokens += real.sum().item()
-    hop_seconds = study.processor.feature_extractor.hop_ms / 1000
-    return round(positions / tokens * model.config.downsampling_factor * hop_seconds, 4)
+    return round(positions / tokens * seconds_per_position(model, study.processor), 4)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_entmax_asr.audio import AUDIO_SUFFIXES, read_audio, resample
+from hf_entmax_asr.audio import AUDIO_SUFFIXES, read_audio, resample_by_ratio
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
     to the nearest 1 %. Raises ValueError for one below 1 %.
     """
     ratio = Fraction(round(100 * speed), 100)
-    return resample(waveform, ratio.numerator, ratio.denominator)
+    return resample_by_ratio(waveform, ratio.numerator, ratio.denominator)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ becomes ``<unk>``. ``decode(encode(text), skip_special_tokens=True)`` gives the 
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +19,24 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BOS, EOS, UNK = SPECIAL_TOKENS
 WORD_BOUNDARY = "▁"
 SMALLEST_PAIR_COUNT = 2  # a pair of pieces that is seen once is not worth a token
+
+
+def train_tokenizer(
+    kind: Literal["character", "bpe"],
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 5000,
+    word_boundary: bool = True,
+    nfkc: bool = False,
+    symbols: Sequence[str] = (),
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of either kind; `vocab_size` is for pieces alone, `word_boundary` and `symbols` for characters alone.
+
+    Raises what `train_character_tokenizer` and `train_bpe_tokenizer` do.
+    """
+    if kind == "bpe":
+        return train_bpe_tokenizer(texts, vocab_size, nfkc=nfkc)
+    return train_character_tokenizer(texts, word_boundary=word_boundary, nfkc=nfkc, symbols=symbols)
 
 
 def train_character_tokenizer(

@@ -1,13 +1,23 @@
-"""A document as `hf_entmax_asr.recognition.inspection.analyze` makes it, with values that are chosen, not measured."""
+"""An analysis as `hf_entmax_asr.recognition.analyze` makes it, with values that are chosen, not measured.
+
+Tests that change it change its JSON and read it with `AnalysisDocument.from_dict`.
+"""
+
+from typing import Any
 
 import torch
 
-from hf_entmax_asr.analysis import phoneme_classes, place_of
+from hf_entmax_asr.analysis import AnalysisDocument, phoneme_classes, place_of
 
 CLASSES = tuple(name for name in phoneme_classes() if place_of(name) in ("labial", "velar", "front vowel", "silence"))
 
 
-def document(layers: int = 3, heads: int = 2, monotonic: bool = True, labels: bool = True) -> dict:
+def document(layers: int = 3, heads: int = 2, monotonic: bool = True, labels: bool = True) -> AnalysisDocument:
+    """See `document_json`."""
+    return AnalysisDocument.from_dict(document_json(layers, heads, monotonic, labels))
+
+
+def document_json(layers: int = 3, heads: int = 2, monotonic: bool = True, labels: bool = True) -> dict[str, Any]:
     """Heads grow more diagonal and less phonetic from layer to layer; every head of layer 0 is phonetic."""
     generator = torch.Generator().manual_seed(0)
 
@@ -18,18 +28,16 @@ def document(layers: int = 3, heads: int = 2, monotonic: bool = True, labels: bo
     for layer in range(layers):
         relative = layer / max(1, layers - 1) * 0.9
         modules[f"encoder.layers.{layer}.self_attn"] = {
-            **common("encoder", layer, heads, values),
+            **self_attention("encoder", layer, heads, values),
             "cad": [0.7 + 0.3 * relative] * heads,
             "relative_cad": [relative] * heads,
-            "distance_positions": [10.0] * heads,
-            "curve": [[k / 100 for k in range(101)]] * heads,
             "role": ["linguistic" if relative >= 0.5 else "phonetic" if labels else None] * heads,
         }
         if labels:
             lifts = {"same_phoneme_lift": [4.0 - layer] * heads, "same_place_lift": [1.5] * heads}
             modules[f"encoder.layers.{layer}.self_attn"] |= lifts
     kind = "monotonic" if monotonic else "cross"
-    modules["decoder.layers.0.self_attn"] = common("decoder", 0, heads, values)
+    modules["decoder.layers.0.self_attn"] = self_attention("decoder", 0, heads, values)
     modules["decoder.layers.0.encoder_attn"] = {**common(kind, 0, heads, values), "gate": [1.0] * heads}
     names = [[f"encoder.layers.{layer}.self_attn", head] for layer in range(layers) for head in range(heads)]
     divergence = torch.rand(len(names), len(names), generator=generator, dtype=torch.float64)
@@ -44,7 +52,8 @@ def document(layers: int = 3, heads: int = 2, monotonic: bool = True, labels: bo
             for side, count in (("encoder", layers), ("decoder", 1))
             for key, value in (("layers", count), ("attention_heads", heads), ("transform", "entmax"))
         }
-        | {"cross_attention": "monotonic" if monotonic else "full"},
+        | {"cross_attention": "monotonic" if monotonic else "full", "cross_transform": "softmax", "d_model": 16}
+        | {"monotonic_chunk_size": 1, "firing_rule": "threshold"},
         "utterances": 5,
         "audio_seconds": 12.0,
         "skipped": {"longer than 30 s": ["a & b"]},
@@ -69,7 +78,7 @@ def document(layers: int = 3, heads: int = 2, monotonic: bool = True, labels: bo
     }
 
 
-def common(kind: str, layer: int, heads: int, values) -> dict:
+def common(kind: str, layer: int, heads: int, values) -> dict[str, Any]:
     return {
         "kind": kind,
         "layer": layer,
@@ -79,11 +88,23 @@ def common(kind: str, layer: int, heads: int, values) -> dict:
         "entropy_nats": values(heads),
         "verticality": values(heads),
         "alpha": [1.25] * heads,
-        "uniform": {"entropy_nats": 4.0, "verticality": 0.0, "cad": 0.7, "curve": [k / 100 for k in range(101)]},
+        "uniform": {"entropy_nats": 4.0, "verticality": 0.0},
     }
 
 
-def waiting(heads: int) -> dict:
+def self_attention(kind: str, layer: int, heads: int, values) -> dict[str, Any]:
+    curve = [k / 100 for k in range(101)]
+    one = common(kind, layer, heads, values)
+    one["uniform"] |= {"cad": 0.7, "distance_positions": 10.0, "curve": curve}
+    return one | {
+        "cad": [0.7] * heads,
+        "relative_cad": [0.0] * heads,
+        "distance_positions": [10.0] * heads,
+        "curve": [curve] * heads,
+    }
+
+
+def waiting(heads: int) -> dict[str, Any]:
     return {
         "heads": [[0, head] for head in range(heads)],
         "tokens": 50,
@@ -97,7 +118,7 @@ def waiting(heads: int) -> dict:
     }
 
 
-def phonemes(layers: int, heads: int, values) -> dict:
+def phonemes(layers: int, heads: int, values) -> dict[str, Any]:
     size = len(CLASSES)
     lift = [[[None if q == 1 else 2 * value for q, value in enumerate(row)] for row in values(size, size)]] * heads
     attention = {f"encoder.layers.{layer}.self_attn": {"lift": lift, "mass": lift} for layer in range(layers)}

@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from hf_entmax_asr.kernels.attention_inputs import AttentionInputs
 from hf_entmax_asr.kernels.triton_alignment import expected_alignment_backward, expected_alignment_forward
 from hf_entmax_asr.kernels.triton_attention import attention_backward, attention_forward
 from hf_entmax_asr.kernels.triton_entmax import entmax_backward, entmax_forward
@@ -41,9 +42,11 @@ def attention(dtype: torch.dtype, width: int, masked: bool, is_causal: bool, bia
     query, key, value = (torch.randn(1, 2, 100, width, dtype=dtype) for _ in range(3))
     mask = torch.ones(1, 1, 1, 100, dtype=torch.bool) if masked else None
     bias = torch.randn(2, 1, 100) if biased else None
-    inputs = (query, key, value, torch.rand(2) + 1, mask, bias, torch.zeros(1, dtype=torch.int64) if dropping else None)
-    out, *saved = attention_forward(*inputs, is_causal, 0.1, 0.1)
-    attention_backward(out, *inputs, *saved, is_causal, 0.1, 0.1)
+    seed = torch.zeros(1, dtype=torch.int64) if dropping else None
+    alpha = torch.rand(1, 2, 1, 1) + 1
+    inputs = AttentionInputs(query, key, value, alpha, mask, bias, seed, is_causal, scale=0.1, dropout_p=0.1)
+    out, *saved = attention_forward(inputs)
+    attention_backward(out, inputs, *saved)
 
 
 if __name__ == "__main__":
@@ -51,15 +54,15 @@ if __name__ == "__main__":
     JITFunction.run = compile_only(JITFunction.run)
     for dtype in (torch.float32, torch.bfloat16):
         scores, alpha = torch.randn(2, 2, 9, 300, dtype=dtype), torch.rand(2, 1, 1) + 1
-        weights = entmax_forward(scores, alpha, scores > 0)
-        entmax_backward(scores, weights, alpha)
+        weights = entmax_forward(scores, alpha, scores > 0, dtype)
+        entmax_backward(scores, weights, alpha, True)
         energy = torch.randn(2, 2, 3, 2000, dtype=dtype)
         mask = torch.ones(2, 2000, dtype=torch.bool)
-        alignment, reached = expected_alignment_forward(energy, mask, energy[:, :, 0])
+        alignment, reached = expected_alignment_forward(energy, mask, energy[:, :, 0], True)
         expected_alignment_backward(alignment, energy, mask, reached)
         for chunk_size in (4, None):
             beta = soft_attention_forward(alignment, energy, mask, chunk_size)
             soft_attention_backward(beta, alignment, energy, mask, chunk_size)
     attention(torch.bfloat16, 64, masked=True, is_causal=False, biased=False, dropping=False)
     attention(torch.float32, 64, masked=True, is_causal=False, biased=False, dropping=False)
-    attention(torch.float16, 128, masked=False, is_causal=True, biased=True, dropping=True)
+    attention(torch.float16, 128, masked=True, is_causal=True, biased=True, dropping=True)

@@ -10,11 +10,19 @@ monotonic_heads    who runs ahead and who keeps the others waiting
 reuse              which layers can share an attention map, which heads are redundant or waited for
 word_ends          monotonic heads against the true ends of words; word times
 trajectories       the encoder's measures over training, from the analyses of a run
-plots              pictures of attention and heads (needs the extra `plots`)
-report             pictures and one HTML page of a whole analysis (see recognition.inspection), with what it finds in
-                   words; drawn by pictures, phoneme_pictures and head_agreement
+document           all of these in one analysis, as typed dataclasses and as JSON (by typed_json)
+comparison         several checkpoints on the same data, as a table
+findings           what an analysis says, in sentences
+figures            pictures of all of it (need the extra `plots`)
+report             figures and one HTML page of a whole analysis (laid out by page)
 """
 
+from hf_entmax_asr.analysis.document import AnalysisDocument, DocumentError, load_analysis, save_analysis
+from hf_entmax_asr.analysis.figures.maps import plot_attention_maps, plot_transforms
+from hf_entmax_asr.analysis.figures.monotonic_heads import plot_boundaries
+from hf_entmax_asr.analysis.figures.style import save_png
+from hf_entmax_asr.analysis.figures.training import plot_alphas
+from hf_entmax_asr.analysis.figures.weights import plot_scores
 from hf_entmax_asr.analysis.locality import (
     AgreementMeter,
     MeanMeter,
@@ -47,14 +55,6 @@ from hf_entmax_asr.analysis.phonemes import (
     read_ctm,
     read_label_folder,
     read_textgrid,
-)
-from hf_entmax_asr.analysis.plots import (
-    plot_alphas,
-    plot_attention_maps,
-    plot_boundaries,
-    plot_scores,
-    plot_transforms,
-    save_png,
 )
 from hf_entmax_asr.analysis.probe import PhonemeProbe, ProbeResult, split_disjoint
 from hf_entmax_asr.analysis.report import Example, write_report
@@ -89,6 +89,8 @@ from hf_entmax_asr.analysis.word_ends import (
 __all__ = [
     "AgreementMeter",
     "AlignmentError",
+    "AnalysisDocument",
+    "DocumentError",
     "Example",
     "HeadScore",
     "Interval",
@@ -121,6 +123,7 @@ __all__ = [
     "head_roles",
     "labels_at_positions",
     "labels_of",
+    "load_analysis",
     "map_groups_of",
     "phoneme",
     "phoneme_attention",
@@ -137,6 +140,7 @@ __all__ = [
     "read_textgrid",
     "redundant_heads",
     "relative_diagonality",
+    "save_analysis",
     "save_png",
     "self_attention_measures",
     "sparsity_counts",

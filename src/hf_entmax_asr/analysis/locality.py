@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_entmax_asr.analysis.sparsity import allowed_entries
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 
 CURVE_POINTS = 101  # r = 0, 0.01, …, 1
 ROW_SUM_TOLERANCE = 0.02  # bfloat16 weights of a row add up to 1 within about 0.01
@@ -165,7 +166,7 @@ def head_divergence(
         raise ValueError(f"max_queries = {max_queries} must be at least 1, or None for every query.")
     weights, allowed = _valid(attention, query_mask, key_mask, causal)
     return torch.stack(
-        [_divergence(w[:, _spread(rows, max_queries)]) for w, rows in zip(weights, allowed[:, 0].any(-1), strict=True)]
+        [_divergence(w[:, _chosen(rows, max_queries)]) for w, rows in zip(weights, allowed[:, 0].any(-1), strict=True)]
     )
 
 
@@ -262,12 +263,10 @@ def _entropy(weights: Tensor, allowed: Tensor) -> Tensor:
     return torch.special.entr(weights).sum((2, 3)) / allowed.any(-1).sum(-1)
 
 
-def _spread(valid: Tensor, most: int | None) -> Tensor:
+def _chosen(valid: Tensor, most: int | None) -> Tensor:
     """Indices of the valid places, at most `most`, evenly spaced."""
     places = valid.nonzero().squeeze(1)
-    if most is None or len(places) <= most:
-        return places
-    return places[(torch.arange(most, device=places.device) * 2 + 1) * len(places) // (2 * most)]
+    return places if most is None else places[evenly_spaced(len(places), most)]
 
 
 def _divergence(rows: Tensor) -> Tensor:

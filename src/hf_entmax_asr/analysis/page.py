@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_entmax_asr.analysis.document import VERSION, AnalysisDocument, SelfAttentionMeasures
 from hf_entmax_asr.analysis.findings import findings
-from hf_entmax_asr.analysis.pictures import Document, modules_of
 
 SMALLEST_SCALE = 0.8  # at which pictures are shown; wider ones scroll
 
@@ -31,44 +31,46 @@ class Table:
     caption: str
 
 
-def page(document: Document, sections: Sequence[tuple[str, Sequence[Picture | Table]]]) -> str:
+def page(document: AnalysisDocument, sections: Sequence[tuple[str, Sequence[Picture | Table]]]) -> str:
     """The whole page.
 
     Args:
         sections: headings, and what is shown under each.
     """
-    title = f"Attention of {document['checkpoint'] or 'a model'}"
+    title = f"Attention of {document.checkpoint or 'a model'}"
+    model = document.model
+    decoder = _layers(document.decoder, model.decoder_transform, model.decoder_map_groups)
     facts = [
-        ("data", document["data"] or "not named"),
-        ("audio", f"{document['utterances']:,} utterances, {document['audio_seconds'] / 60:.1f} minutes"),
-        ("encoder", _side(document, "encoder")),
-        ("decoder", f"{_side(document, 'decoder')}, {document['model']['cross_attention']} cross-attention"),
-        ("encoder positions", f"one every {1000 * document['seconds_per_position']:.0f} ms"),
+        ("data", document.data or "not named"),
+        ("audio", f"{document.utterances:,} utterances, {document.audio_seconds / 60:.1f} minutes"),
+        ("encoder", _layers(document.encoder, model.encoder_transform, model.encoder_map_groups)),
+        ("decoder", f"{decoder}, {model.cross_attention} cross-attention"),
+        ("encoder positions", f"one every {1000 * document.seconds_per_position:.0f} ms"),
     ]
-    if document["phonemes"] is not None:
-        facts.append(("phoneme labels", document["phonemes"]["source"]))
-    facts += [("left out", f"{len(ids)}: {reason}") for reason, ids in document["skipped"].items()]
+    if document.phonemes is not None:
+        facts.append(("phoneme labels", document.phonemes.source))
+    facts += [("left out", f"{len(ids)}: {reason}") for reason, ids in document.skipped.items()]
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
-    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(document))
+    sentences = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings(document))
     body = "".join(
         f"<section><h2>{html.escape(name)}</h2>{''.join(map(_html, shown))}</section>" for name, shown in sections
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><main><h1>{html.escape(title)}</h1><table>{rows}</table><h2>What it shows</h2><ul>{said}</ul>\n{body}"
-        f"<footer>Numbers: analysis.json, version {document['version']}.</footer></main>"
+        f"<body><main><h1>{html.escape(title)}</h1><table>{rows}</table><h2>What it shows</h2><ul>{sentences}</ul>\n"
+        f"{body}"
+        f"<footer>Numbers: analysis.json, version {VERSION}.</footer></main>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def _side(document: Document, side: str) -> str:
+def _layers(modules: Sequence[SelfAttentionMeasures], transform: str, groups: Sequence[int] | None) -> str:
     """ "4 layers of 4 heads, entmax"; heads and shared maps layer by layer where they differ."""
-    model, modules = document["model"], modules_of(document, side)
-    heads, groups = [module["heads"] for module in modules], model.get(f"{side}_map_groups")
+    heads = [module.heads for module in modules]
     counts = f"{heads[0]}" if len(set(heads)) == 1 else f"{', '.join(map(str, heads[:-1]))} and {heads[-1]}"
     shared = f"; layers that share a map: {groups}" if groups else ""
-    return f"{len(modules)} layers of {counts} heads, {model[f'{side}_transform']}{shared}"
+    return f"{len(modules)} layers of {counts} heads, {transform}{shared}"
 
 
 def _html(shown: Picture | Table) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hf_entmax_asr.analysis.phonemes import OTHER, SILENCE, place_of
 from hf_entmax_asr.analysis.sparsity import allowed_entries
+
+Role = Literal["linguistic", "phonetic", "neither"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def head_roles(
     *,
     diagonal_from: float = 0.5,
     phonetic_from: float = 1.5,
-) -> list[str | None]:
+) -> list[Role | None]:
     """What each of H heads is for, by this rule:
 
     1. "linguistic" if its attention is diagonal: relative CAD, (CAD − uniform) / (1 − uniform), which is 0 for uniform
@@ -165,7 +168,7 @@ def head_roles(
     """
     lifts = [None] * len(cad) if same_phoneme_lift is None else same_phoneme_lift.tolist()
     relative = relative_diagonality(cad, uniform_cad).tolist()
-    roles: list[str | None] = []
+    roles: list[Role | None] = []
     for diagonal, lift in zip(relative, lifts, strict=True):
         if diagonal >= diagonal_from:
             roles.append("linguistic")

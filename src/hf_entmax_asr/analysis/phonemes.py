@@ -55,8 +55,8 @@ def phoneme(label: str) -> str:
     bare = re.sub(r"_[BIES]$", "", label.strip())
     if bare.lower().strip("+") in SILENT_LABELS:
         return SILENCE
-    plain = re.sub(r"(?<=[A-Z])[012]$", "", bare.upper())
-    return plain if plain in _PLACES else bare
+    unstressed = re.sub(r"(?<=[A-Z])[012]$", "", bare.upper())
+    return unstressed if unstressed in _PLACES else bare
 
 
 _PLACES = {name: place for place, names in ARTICULATION.items() for name in names}

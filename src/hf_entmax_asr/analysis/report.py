@@ -14,22 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from hf_entmax_asr.analysis.comparison import Comparison, comparison_rows, evenly_spread, plot_maps_by_checkpoint
-from hf_entmax_asr.analysis.head_agreement import plot_agreement
+from hf_entmax_asr.analysis.comparison import Comparison, comparison_rows
+from hf_entmax_asr.analysis.document import AnalysisDocument, ProbeMeasures
+from hf_entmax_asr.analysis.figures.agreement import plot_agreement
+from hf_entmax_asr.analysis.figures.heads import plot_decoder_heads, plot_diagonality_curves, plot_encoder_heads
+from hf_entmax_asr.analysis.figures.maps import plot_attention_maps, plot_maps_by_checkpoint
+from hf_entmax_asr.analysis.figures.monotonic_heads import plot_boundaries, plot_waiting
+from hf_entmax_asr.analysis.figures.phonemes import plot_phoneme_attention, plot_phoneme_overview, plot_probe
+from hf_entmax_asr.analysis.figures.style import NOT_MEASURED, amount_text, save_png
+from hf_entmax_asr.analysis.figures.training import plot_alphas, plot_gates, plot_over_training
+from hf_entmax_asr.analysis.figures.weights import plot_score_histograms
 from hf_entmax_asr.analysis.page import Picture, Table, page, stage
-from hf_entmax_asr.analysis.phoneme_pictures import plot_phoneme_attention, plot_phoneme_overview
-from hf_entmax_asr.analysis.pictures import (
-    Document,
-    plot_decoder_heads,
-    plot_diagonality_curves,
-    plot_encoder_heads,
-    plot_gates,
-    plot_probe,
-    plot_score_histograms,
-    plot_waiting,
-)
-from hf_entmax_asr.analysis.plots import plot_alphas, plot_attention_maps, plot_boundaries, save_png
-from hf_entmax_asr.analysis.trajectories import plot_over_training, trajectory
+from hf_entmax_asr.analysis.trajectories import trajectory
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,9 +40,10 @@ class Example:
 
     Attributes:
         name, reference, hypothesis: its id, what was said, what was recognised.
-        waveform: (samples,) float in [-1, 1] at `sampling_rate`.
+        waveform: (samples,) float in [-1, 1] at `sampling_rate`, in Hz.
         features: (T, F) log-mel features.
         maps: one (H, S, S) encoder map per layer.
+        alphas: (H,) α of each layer's heads, where it is learned.
         tokens, boundaries: the recognised tokens, and for each monotonic layer where its heads stopped, (H, U); None
             for a model without monotonic heads.
         head: (layer, head) whose boundaries carry the tokens.
@@ -67,13 +65,13 @@ class Example:
 
 
 def write_report(
-    document: Document,
+    document: AnalysisDocument,
     folder: str | Path,
     *,
     examples: Iterable[Example] = (),
     history: Sequence[Mapping[str, Any]] = (),
     seconds_per_frame: float = 0.01,
-    over_training: Iterable[Document] = (),
+    over_training: Iterable[AnalysisDocument] = (),
     comparison: Comparison | None = None,
 ) -> Path:
     """Draws the pictures into `folder` and writes `index.html` beside them; returns its path.
@@ -83,10 +81,15 @@ def write_report(
         history: rows of a run's history.jsonl, for the trajectories of α and the gates.
         over_training: analyses of the same run at several steps, read one at a time.
         comparison: this checkpoint, first, and others on the same data, to be shown side by side.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: analyses over training of models with different numbers of layers, or examples or maps of a
+            comparison that do not fit (see `plot_boundaries`, `plot_maps_by_checkpoint`).
     """
     folder = Path(folder)
     sections: list[tuple[str, Sequence[Picture | Table]]] = [("Heads of the encoder", _encoder(document, folder))]
-    if document["phonemes"] is not None:
+    if document.phonemes is not None:
         sections.append(("Phonemes", _phonemes(document, folder)))
     sections.append(("Decoder", _decoder(document, folder)))
     if comparison is not None:
@@ -108,7 +111,7 @@ def _draw(folder: Path, name: str, figure: "Figure", caption: str) -> Picture:
     return Picture(save_png(figure, folder / f"{name}.png", 110), caption)
 
 
-def _encoder(document: Document, folder: Path) -> list[Picture]:
+def _encoder(document: AnalysisDocument, folder: Path) -> list[Picture]:
     return [
         _draw(
             folder,
@@ -140,7 +143,7 @@ def _encoder(document: Document, folder: Path) -> list[Picture]:
     ]
 
 
-def _phonemes(document: Document, folder: Path) -> list[Picture]:
+def _phonemes(document: AnalysisDocument, folder: Path) -> list[Picture]:
     pictures = [
         _draw(
             folder,
@@ -152,22 +155,22 @@ def _phonemes(document: Document, folder: Path) -> list[Picture]:
         ),
         _draw(folder, "phoneme_overview", plot_phoneme_overview(document), "The same for every head, in small."),
     ]
-    if document["probe"] is not None and "error" not in document["probe"]:
+    if isinstance(document.probe, ProbeMeasures):
         caption = (
             "A linear classifier (discriminant analysis) names the phoneme of each frame from the hidden states of one "
-            f"layer; it is tested on {document['probe']['disjoint_by']}s that it did not learn from, without silence."
+            f"layer; it is tested on {document.probe.disjoint_by}s that it did not learn from, without silence."
         )
         pictures.append(_draw(folder, "probe", plot_probe(document), caption))
     return pictures
 
 
-def _decoder(document: Document, folder: Path) -> list[Picture]:
+def _decoder(document: AnalysisDocument, folder: Path) -> list[Picture]:
     pictures = [
         _draw(
             folder, "decoder_heads", plot_decoder_heads(document), "The heads of the decoder, reading the references."
         )
     ]
-    if document["monotonic"] is not None:
+    if document.monotonic is not None:
         caption = "A token is written when its last head has stopped, so the head furthest to the right sets the delay."
         pictures.append(_draw(folder, "waiting", plot_waiting(document), caption))
     return pictures
@@ -187,17 +190,22 @@ def _beside(comparison: Comparison, folder: Path) -> list[Picture | Table]:
     )
     rows = []
     for row in comparison_rows(comparison.compared):
-        low, high = row["alpha"] or (None, None)
-        alpha = "–" if low is None else f"{low:.2f}" if low == high else f"{low:.2f}–{high:.2f}"
-        position = f"every {1000 * row['seconds_per_position']:.0f} ms"
-        beside = [
-            f"{_number(row[key], form)}{unit} (uniform {_number(row[f'uniform_{key}'], form)})"
-            for key, form, unit in (("cad", "{:.3f}", ""), ("entropy_nats", "{:.2f}", " nats"))
-        ]
-        zeros = "not measured" if row["zero_share"] is None else f"{100 * row['zero_share']:.1f} %"
-        relative = _number(row["relative_cad"], "{:.2f}")
-        fixed = (row["name"], row["encoder_transform"], alpha, f"{row['parameters']:,}", position)
-        rows.append((*fixed, zeros, beside[0], relative, beside[1]))
+        alpha = "–"
+        if row.alpha is not None:
+            low, high = row.alpha
+            alpha = f"{low:.2f}" if low == high else f"{low:.2f}–{high:.2f}"
+        cells = (
+            row.name,
+            row.encoder_transform,
+            alpha,
+            f"{row.parameters:,}",
+            f"every {1000 * row.seconds_per_position:.0f} ms",
+            NOT_MEASURED if row.zero_share is None else f"{100 * row.zero_share:.1f} %",
+            f"{_number(row.cad, '.3f')} (uniform {_number(row.uniform_cad, '.3f')})",
+            _number(row.relative_cad, ".2f"),
+            f"{_number(row.entropy_nats, '.2f')} nats (uniform {_number(row.uniform_entropy_nats, '.2f')})",
+        )
+        rows.append(cells)
     table = Table(header, rows, "Encoder self-attention: means over all heads and utterances of the same data.")
     caption = (
         "The same utterance, a row for each checkpoint. Of each layer, the head in the middle of its layer by entropy. "
@@ -207,10 +215,8 @@ def _beside(comparison: Comparison, folder: Path) -> list[Picture | Table]:
 
 
 def _number(value: float | None, form: str) -> str:
-    if value is None:
-        return "not measured"
-    text = form.format(value)
-    return text.lstrip("-") if float(text) == 0 else text
+    text = amount_text(value, form)
+    return text.lstrip("-") if value is not None and float(text) == 0 else text
 
 
 def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[Picture]:
@@ -222,7 +228,7 @@ def _training(history: Sequence[Mapping[str, Any]], folder: Path) -> list[Pictur
     return pictures
 
 
-def _trajectory(documents: Iterable[Document], folder: Path) -> list[Picture]:
+def _trajectory(documents: Iterable[AnalysisDocument], folder: Path) -> list[Picture]:
     points = trajectory(documents)
     if len(points) < 2:
         return []
@@ -230,8 +236,8 @@ def _trajectory(documents: Iterable[Document], folder: Path) -> list[Picture]:
     return [_draw(folder, "over_training", plot_over_training(points), caption)]
 
 
-def _example(document: Document, example: Example, folder: Path, seconds_per_frame: float) -> list[Picture]:
-    seconds = document["seconds_per_position"]
+def _example(document: AnalysisDocument, example: Example, folder: Path, seconds_per_frame: float) -> list[Picture]:
+    seconds = document.seconds_per_position
     text = f"“{example.reference}”, recognised as “{example.hypothesis}”" if example.hypothesis else example.reference
     stem = "".join(c if c.isalnum() else "_" for c in example.name)
     pictures = []
@@ -252,8 +258,8 @@ def _example(document: Document, example: Example, folder: Path, seconds_per_fra
         player = _player(example, box.x0, box.x1, limits[0], limits[1], file)
         caption = f"{text}. Above the spectrogram the tokens, where head {example.head[1]} of layer {example.head[0]} "
         pictures.append(Picture(file, caption + "stopped for them; below, the stops of every head.", player))
-    layers = evenly_spread(len(example.maps), MAPS_SHOWN)
-    heads = evenly_spread(max(len(example.maps[layer]) for layer in layers), MAPS_SHOWN)
+    layers = evenly_spaced(len(example.maps), MAPS_SHOWN)
+    heads = evenly_spaced(max(len(example.maps[layer]) for layer in layers), MAPS_SHOWN)
     maps = plot_attention_maps(
         example.maps,
         seconds,

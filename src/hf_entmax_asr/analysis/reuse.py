@@ -6,13 +6,13 @@ heads: those that attend like others, or those that decoding waits for.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.document import AnalysisDocument, tensor_of
 from hf_entmax_asr.analysis.phoneme_attention import relative_diagonality
 
 LINGUISTIC_SHARE = 0.5  # a layer is linguistic from this share of linguistic heads on
@@ -102,20 +102,18 @@ def _best_partition(
     return sizes, total
 
 
-def map_groups_of(document: Mapping[str, Any], maps: int, side: str = "encoder") -> MapGroups:
-    """`propose_map_groups` for the "encoder" or "decoder" of an analysis (the JSON document of `analyze`).
+def map_groups_of(document: AnalysisDocument, maps: int, side: Literal["encoder", "decoder"] = "encoder") -> MapGroups:
+    """`propose_map_groups` for the "encoder" or "decoder" of an analysis.
 
     Raises:
         ValueError: as for `propose_map_groups`, or a document without the measures.
     """
-    modules = [m for m in document.get("modules", {}).values() if m.get("kind") == side]
+    modules = document.encoder if side == "encoder" else document.decoder
     if not modules:
         raise ValueError(f"the analysis holds no self-attention of the {side}; make it with scripts/analyze.py.")
-    modules.sort(key=lambda module: module["layer"])
-    cad = [torch.tensor([float("nan") if v is None else v for v in m["cad"]], dtype=torch.float64) for m in modules]
-    uniform = [m["uniform"]["cad"] for m in modules]
-    rule = document.get("role_rule", {})
-    return propose_map_groups(cad, uniform, maps, diagonal_from=rule.get("diagonal_from", 0.5))
+    uniform = tensor_of([module.uniform.cad for module in modules]).tolist()
+    cad = [tensor_of(module.cad) for module in modules]
+    return propose_map_groups(cad, uniform, maps, diagonal_from=document.role_rule.diagonal_from)
 
 
 class RedundantHead(NamedTuple):

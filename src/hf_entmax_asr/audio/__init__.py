@@ -1,6 +1,6 @@
 """Audio files: reading, durations, sampling rates."""
 
 from hf_entmax_asr.audio.reading import AUDIO_SUFFIXES, audio_duration, read_audio
-from hf_entmax_asr.audio.resampling import resample
+from hf_entmax_asr.audio.resampling import resample, resample_by_ratio
 
-__all__ = ["AUDIO_SUFFIXES", "audio_duration", "read_audio", "resample"]
+__all__ = ["AUDIO_SUFFIXES", "audio_duration", "read_audio", "resample", "resample_by_ratio"]

@@ -1,4 +1,4 @@
-"""Audio files of any kind that libsndfile reads, and shortened SPHERE: decoded whole, or refused with a reason."""
+"""Audio files of any kind that libsndfile reads, and SPHERE compressed by shorten: decoded whole, or refused."""
 
 import io
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from hf_entmax_asr.audio.resampling import resample
-from hf_entmax_asr.audio.sphere import decode_shortened, is_shortened
+from hf_entmax_asr.audio.resampling import check_sampling_rate, resample
+from hf_entmax_asr.audio.sphere import decode_shorten, is_shorten_compressed
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au"})
 _OGG_LAST_PAGE = 65_307  # the longest an Ogg page can be (RFC 3533)
@@ -21,8 +21,9 @@ def read_audio(item: Mapping[str, Any] | str | Path, sampling_rate: int = 16_000
     `item` is a path, or the `{"path", "bytes"}` of an undecoded datasets Audio column; bytes win over the path. Several
     channels are mixed to one by their mean; another sampling rate is resampled (see `resample`). libsndfile decodes;
     SPHERE files with embedded shorten, which it cannot read, go to PyAV.
-    Raises FileNotFoundError for a missing file; ValueError for audio that cannot be decoded, is empty, is cut short, or
-    holds NaN or infinite samples; ImportError for a shorten-compressed file without PyAV.
+    Raises FileNotFoundError for a missing file; ValueError for audio that cannot be decoded, is empty, is cut short,
+    holds NaN or infinite samples, or has a rate outside 1 to 768 kHz; ImportError for a shorten-compressed file without
+    PyAV.
     """
     content, name = _content(item)
     try:
@@ -34,22 +35,27 @@ def read_audio(item: Mapping[str, Any] | str | Path, sampling_rate: int = 16_000
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
         raise ValueError(f"{name}: {bad} of {samples.size} samples are NaN or infinite; convert the file again")
-    return resample(samples.mean(axis=1), stored_rate, sampling_rate)
+    try:
+        return resample(samples.mean(axis=1), stored_rate, sampling_rate)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def audio_duration(item: Path | bytes) -> float:
     """Length in seconds of an audio file, given by path or as its bytes; read from its header where that is enough.
 
     A shorten-compressed file is decoded, for nothing short of that tells whether it is whole; so is the end of a FLAC
-    file. Raises ValueError when there is no audio, it cannot be read, or the file is cut short.
+    file. Raises ValueError when there is no audio, it cannot be read, its rate is outside 1 to 768 kHz, or the file is
+    cut short.
     """
     try:
         with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
             head = file.read(4096)  # more than any SPHERE header in use
-            if is_shortened(head):
-                samples, sampling_rate = decode_shortened(head + file.read())
+            if is_shorten_compressed(head):
+                samples, sampling_rate = decode_shorten(head + file.read())
                 if not len(samples):
                     raise ValueError("no audio samples")
+                check_sampling_rate(sampling_rate)
                 return len(samples) / sampling_rate
             size = file.seek(0, io.SEEK_END)
             file.seek(max(0, size - _OGG_LAST_PAGE))
@@ -62,6 +68,7 @@ def audio_duration(item: Path | bytes) -> float:
                     raise ValueError("no audio samples")
                 if audio.format == "FLAC" and not _reaches_its_end(audio):
                     raise ValueError("cut short: its last samples are missing")
+                check_sampling_rate(audio.samplerate)
                 return audio.frames / audio.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(error.error_string) from error
@@ -70,8 +77,8 @@ def audio_duration(item: Path | bytes) -> float:
 def _decode(content: bytes) -> tuple[np.ndarray, int]:
     """Float32 samples (samples, channels) and their rate (Hz); ValueError where they cannot be had whole."""
     try:
-        if is_shortened(content):
-            return decode_shortened(content)
+        if is_shorten_compressed(content):
+            return decode_shorten(content)
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             announced, stored_rate, container = file.frames, file.samplerate, file.format
             samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)

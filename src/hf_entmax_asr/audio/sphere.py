@@ -28,7 +28,7 @@ def is_sphere(content: bytes) -> bool:
     return content.startswith(MAGIC)
 
 
-def is_shortened(content: bytes) -> bool:
+def is_shorten_compressed(content: bytes) -> bool:
     """Whether it is a SPHERE file whose samples are compressed by shorten."""
     return is_sphere(content) and SHORTEN in read_header(content).coding
 
@@ -70,7 +70,7 @@ def require_av() -> None:
         ) from error
 
 
-def decode_shortened(content: bytes) -> tuple[np.ndarray, int]:
+def decode_shorten(content: bytes) -> tuple[np.ndarray, int]:
     """Decode a SPHERE file with embedded shorten: float32 (samples, channels) in [-1, 1] as stored, and its rate (Hz).
 
     Raises ValueError when it cannot be decoded or is not whole; ImportError without PyAV.

@@ -15,17 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from hf_entmax_asr.corpora.building import (
-    BadUtterances,
-    Listing,
-    build,
-    choose_splits,
-    file_signature,
-    finding,
-    folder_signature,
-    utf8_lines,
-    utterance,
-)
+from hf_entmax_asr.corpora.building import BadUtterances, Listing, file_signature, folder_signature, utf8_lines
+from hf_entmax_asr.corpora.corpus import ShardedCorpus
 from hf_entmax_asr.corpora.report import (
     BAD_ARCHIVE,
     BAD_LINE,
@@ -35,6 +26,8 @@ from hf_entmax_asr.corpora.report import (
     SUPERSEDED,
     TWO_TEXTS,
 )
+from hf_entmax_asr.corpora.rows import finding, utterance
+from hf_entmax_asr.text import TextRule
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -77,18 +70,19 @@ def load_aishell1(
         FileNotFoundError: no transcript, no split, or not one of those that were named.
         CorpusError: damage; the message counts it and names paths.
     """
-    return build(list_aishell1(root, splits), streaming, bad_utterances, cache_dir, num_proc).splits
+    return CORPUS.read(
+        root, streaming, splits=splits, bad_utterances=bad_utterances, cache_dir=cache_dir, num_proc=num_proc
+    ).splits
 
 
-def list_aishell1(root: str | os.PathLike, splits: Sequence[str] | str | None = None) -> Listing:
+def list_aishell1(root: Path, splits: Sequence[str] | None) -> Listing:
     """The speakers and transcripts of each split, without reading audio; raises what `load_aishell1` says."""
-    wanted, base = choose_splits(tuple(EXPECTED), splits), _base(Path(root).absolute())
-    listing = Listing("aishell1", base, named=splits is not None)
+    wanted, base = splits or tuple(EXPECTED), _corpus_folder(root)
+    listing = Listing(base)
     texts = _read_transcript(base / "transcript" / TRANSCRIPT, listing)
     sources = _find_speakers(base / "wav", listing)
     for split, speakers in sources.items():
         if split in wanted and speakers:
-            listing.expected[split] = EXPECTED[split]
             listing.shards[split] = [
                 _Speaker(name, source, texts.get(name, {})) for name, source in sorted(speakers.items())
             ]
@@ -144,7 +138,7 @@ class _Speaker:
 def _recordings(source: str) -> Iterator[tuple[str, bytes | None]]:
     """Path of each WAV file, and its bytes if it lies in an archive; sorted in a folder, as packed in an archive."""
     if os.path.isdir(source):
-        yield from ((entry.path, None) for entry in _sorted(source) if entry.name.endswith(".wav"))
+        yield from ((entry.path, None) for entry in _entries_by_name(source) if entry.name.endswith(".wav"))
         return
     with gzip.open(source) as unpacked:
         with tarfile.open(fileobj=unpacked, mode="r|") as archive:
@@ -156,11 +150,11 @@ def _recordings(source: str) -> Iterator[tuple[str, bytes | None]]:
             pass
 
 
-def _sorted(folder: str | Path) -> list[os.DirEntry]:
+def _entries_by_name(folder: str | Path) -> list[os.DirEntry]:
     return sorted(os.scandir(str(folder)), key=lambda entry: entry.name)
 
 
-def _base(root: Path) -> Path:
+def _corpus_folder(root: Path) -> Path:
     """The folder that holds `wav` and `transcript`: `root`, one below, or one above."""
     for base in (root, root / "data_aishell", root.parent):
         if (base / "wav").is_dir() and (base / "transcript" / TRANSCRIPT).is_file():
@@ -193,7 +187,7 @@ def _read_transcript(path: Path, listing: Listing) -> dict[str, dict[str, str]]:
 def _find_speakers(wav: Path, listing: Listing) -> dict[str, dict[str, str]]:
     """Split -> speaker -> folder, or archive where there is no folder."""
     sources: dict[str, dict[str, str]] = {
-        split: {entry.name: entry.path for entry in _sorted(wav / split) if entry.is_dir()}
+        split: {entry.name: entry.path for entry in _entries_by_name(wav / split) if entry.is_dir()}
         if (wav / split).is_dir()
         else {}
         for split in EXPECTED
@@ -222,3 +216,20 @@ def _split_within(archive: Path) -> str:
                 if part in EXPECTED:
                     return part
     raise tarfile.ReadError(f"nothing in it is filed under {', '.join(EXPECTED)}")
+
+
+CORPUS = ShardedCorpus(
+    name="aishell1",
+    splits=EXPECTED,
+    list_shards=list_aishell1,
+    validation_split="dev",
+    word_boundary=False,
+    scoring_rule=TextRule(
+        "aishell1",
+        "full-width letters as ASCII, upper case, no spaces; the score to quote is the CER",
+        "WeNet's recipes aishell (spaces) and multi_cn (letters); the transcripts are loaded in this form",
+        normalise_aishell1,
+    ),
+    scoring_unit="character",
+    recipe="aishell1_strong.yaml",
+)

@@ -9,16 +9,13 @@ again each time the cache is used.
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from hf_entmax_asr.audio import audio_duration
 from hf_entmax_asr.corpora.report import (
-    BAD_AUDIO,
     BAD_ENCODING,
-    EMPTY_TEXT,
     HARMLESS,
     CorpusError,
     CorpusReport,
@@ -26,9 +23,10 @@ from hf_entmax_asr.corpora.report import (
     SplitReport,
     describe,
 )
+from hf_entmax_asr.corpora.rows import row_features, with_audio_column
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class Shard(Protocol):
     """A part of a split that is read in one go, in any process."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Its utterances, each made by `utterance` or `finding`."""
+        """Its utterances, each made by `utterance` or `finding` of rows.py."""
 
     def signature(self) -> Iterator[str]:
         """Whatever changes when the rows would: names, sizes and times of its files, and its texts."""
@@ -52,19 +50,14 @@ class Listing:
     """A corpus before its audio is read.
 
     Attributes:
-        corpus, root: its name and folder.
-        named: whether the splits were named by the caller, who then must get them all.
+        root: its folder.
         shards: of each split that is there.
-        expected: published number of utterances of a split.
         missing: where the splits that are not there were sought.
         findings: that belong to no split in particular.
     """
 
-    corpus: str
     root: Path
-    named: bool = False
     shards: dict[str, list[Any]] = field(default_factory=dict)
-    expected: dict[str, int] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=dict)
 
@@ -74,47 +67,6 @@ class LoadedCorpus(NamedTuple):
 
     splits: "DatasetDict | IterableDatasetDict"
     report: CorpusReport
-
-
-def utterance(
-    name: str, path: str | os.PathLike, text: str, speaker: str | None, content: bytes | None = None
-) -> dict[str, Any]:
-    """The row of an utterance, or of what is wrong with its text or audio.
-
-    `content` is the file itself where `path` leads into an archive; it is then kept in the row. Otherwise the row has
-    the path alone, and the audio is read when it is needed. A file that the system cannot read (OSError) says nothing
-    about the corpus: the error ends the reading, and nothing is kept of it.
-    """
-    if not text:
-        return finding(EMPTY_TEXT, f"{name} ({path})")
-    try:
-        duration = audio_duration(Path(path) if content is None else content)
-    except ValueError as error:
-        return finding(BAD_AUDIO, f"{path} ({error})")
-    audio = {"path": os.fspath(path), "bytes": content}
-    found = {"finding": None, "where": None}
-    return {"id": name, "audio": audio, "text": text, "speaker": speaker, "duration": duration, **found}
-
-
-def row_features(with_findings: bool = False) -> "Features":
-    """The columns as they are written: those of `load_folder`, and what is the matter where a row is no utterance."""
-    # Audio() cannot encode without torchcodec even with decode=False; a plain struct can, and casts to it.
-    from datasets import Features, Value
-
-    columns: dict[str, Any] = {
-        "id": Value("string"),
-        "audio": {"path": Value("string"), "bytes": Value("binary")},
-        "text": Value("string"),
-        "speaker": Value("string"),
-        "duration": Value("float64"),
-    }
-    return Features(columns | ({"finding": Value("string"), "where": Value("string")} if with_findings else {}))
-
-
-def finding(what: str, where: str) -> dict[str, Any]:
-    """The row of something that is not an utterance; `what` is one of the kinds of report.py."""
-    empty = {"id": None, "audio": None, "text": None, "speaker": None, "duration": None}
-    return {**empty, "finding": what, "where": where}
 
 
 def file_signature(paths: Iterable[str]) -> Iterator[str]:
@@ -145,15 +97,9 @@ def utf8_lines(path: Path, findings: Findings) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def choose_splits(known: Sequence[str], asked: Sequence[str] | str | None) -> list[str]:
-    """The splits to list, in the corpus's order; ValueError for a name that it does not have."""
-    asked = [asked] if isinstance(asked, str) else asked
-    if unknown := [name for name in asked or () if name not in known]:
-        raise ValueError(f"no split is named {', '.join(map(repr, unknown))}; the splits are {', '.join(known)}")
-    return [name for name in known if asked is None or name in asked]
-
-
 def build(
+    corpus: str,
+    expected: Mapping[str, int | None],
     listing: Listing,
     streaming: bool = False,
     bad_utterances: BadUtterances = "refuse",
@@ -163,56 +109,55 @@ def build(
     """Turn a listing into datasets, report what was found, and refuse damage unless it is to be dropped.
 
     Args:
+        corpus: its name.
+        expected: published number of utterances of each split.
         listing: from the corpus's module.
         streaming: make `IterableDatasetDict`; nothing is read ahead, damage is met (refused or dropped) on the way.
         bad_utterances: "refuse" or "drop" damage (see report.py).
         cache_dir: where the Arrow files go; None is the cache of the datasets library.
         num_proc: processes that read headers and archives; None is this one.
     Raises:
-        FileNotFoundError: there is no split at all, or not one that was named.
         CorpusError: damage.
         OSError: a file cannot be read for a reason that is not its own.
     """
     if bad_utterances not in ("refuse", "drop"):
         raise ValueError(f"bad_utterances is {bad_utterances!r}; it must be 'refuse' or 'drop'")
-    if listing.missing and (listing.named or not listing.shards):
-        absent = "; ".join(f"{name}: {where}" for name, where in listing.missing.items())
-        raise FileNotFoundError(f"{listing.corpus} in {listing.root} lacks splits: {absent}")
-    report = CorpusReport(listing.corpus, str(listing.root), missing=listing.missing, findings=listing.findings)
+    report = CorpusReport(corpus, str(listing.root), missing=listing.missing, findings=listing.findings)
     splits: dict[str, Any] = {}
     for name, shards in listing.shards.items():
-        report.splits[name] = SplitReport(listing.expected.get(name))
+        report.splits[name] = SplitReport(expected.get(name))
         if streaming:
             splits[name] = _stream(name, shards, bad_utterances)
         else:
-            splits[name] = _map_style(listing, name, shards, report.splits[name], cache_dir, num_proc)
+            splits[name] = _map_style(corpus, name, shards, report.splits[name], cache_dir, num_proc)
     if report.damage and bad_utterances == "refuse":
         raise CorpusError(
-            "\n".join([f"{listing.corpus} in {listing.root} is damaged:", *describe(report.damage)])
+            "\n".join([f"{corpus} in {listing.root} is damaged:", *describe(report.damage)])
             + "\nFetch or extract these again, or leave the damaged utterances out with bad_utterances='drop'."
         )
     for name, split in report.splits.items():
         if split.utterances == 0:
-            raise CorpusError(f"{listing.corpus} in {listing.root}: no utterance of {name} can be used\n{report}")
-    logger.log(logging.WARNING if report.remarkable else logging.INFO, "%s", report)
+            raise CorpusError(f"{corpus} in {listing.root}: no utterance of {name} can be used\n{report}")
+    logger.log(logging.WARNING if report.needs_attention else logging.INFO, "%s", report)
     from datasets import DatasetDict, IterableDatasetDict
 
     return LoadedCorpus(IterableDatasetDict(splits) if streaming else DatasetDict(splits), report)
 
 
 def _map_style(
-    listing: Listing,
+    corpus: str,
     name: str,
     shards: list[Shard],
     report: SplitReport,
     cache_dir: str | os.PathLike | None,
     num_proc: int | None,
 ) -> "Dataset":
+    """One split as an Arrow cache, made where it is not there; counts and findings go into its report."""
     import numpy as np
-    from datasets import Audio, Dataset, NamedSplit
+    from datasets import Dataset, NamedSplit
     from datasets.exceptions import DatasetGenerationError
 
-    digest = hashlib.sha256(f"{CACHE_VERSION}\t{listing.corpus}\t{name}\n".encode())
+    digest = hashlib.sha256(f"{CACHE_VERSION}\t{corpus}\t{name}\n".encode())
     for shard in shards:
         for part in shard.signature():
             digest.update(part.encode("utf-8", "surrogateescape") + b"\n")
@@ -235,7 +180,7 @@ def _map_style(
     faulty = np.flatnonzero(kinds.is_valid().to_numpy())
     for row in everything.select_columns(["finding", "where"]).select(faulty):
         report.findings.setdefault(row["finding"], []).append(row["where"])
-    rows = everything.remove_columns(["finding", "where"]).cast_column("audio", Audio(16_000, decode=False))
+    rows = with_audio_column(everything.remove_columns(["finding", "where"]))
     if len(faulty):
         rows = rows.select(np.flatnonzero(kinds.is_null().to_numpy()))
     report.utterances = len(rows)
@@ -249,7 +194,7 @@ def _stream(name: str, shards: list[Shard], bad_utterances: BadUtterances) -> "I
 
     # Its audio column stays a plain struct: a stream encodes every row, which an Audio column needs torchcodec for.
     return IterableDataset.from_generator(
-        _read_whole,
+        _read_utterances,
         features=row_features(),
         gen_kwargs={"shards": shards, "bad_utterances": bad_utterances},
         split=NamedSplit(name.replace("-", ".")),
@@ -261,7 +206,7 @@ def _read(shards: list[Shard]) -> Iterator[dict[str, Any]]:
         yield from shard.rows()
 
 
-def _read_whole(shards: list[Shard], bad_utterances: BadUtterances) -> Iterator[dict[str, Any]]:
+def _read_utterances(shards: list[Shard], bad_utterances: BadUtterances) -> Iterator[dict[str, Any]]:
     """The utterances alone: what else is found is logged, and damage raised where it is to be refused."""
     for row in _read(shards):
         what, where = row.pop("finding"), row.pop("where")

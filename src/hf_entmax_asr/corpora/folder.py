@@ -8,25 +8,29 @@ ignored.
 """
 
 import csv
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_entmax_asr.audio import AUDIO_SUFFIXES, audio_duration
+from hf_entmax_asr.corpora.building import BadUtterances, LoadedCorpus
+from hf_entmax_asr.corpora.corpus import Corpus
+from hf_entmax_asr.corpora.report import LISTED_PATHS, CorpusReport, SplitReport
+from hf_entmax_asr.corpora.rows import row_features, with_audio_column
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
 REQUIRED_COLUMNS = ("file_name", "text")
-LISTED_PATHS = 5  # how many paths an error names of each kind
 
 
 def load_folder(root: str | Path) -> "DatasetDict":
     """Read a corpus folder into a `DatasetDict`: one split a sub-folder, or `train` alone.
 
-    Columns: `id` (string, the file name without its suffix), `audio` (`{"path", "bytes"}`, absolute path, an undecoded
-    `datasets.Audio(16000)`: give it to `read_audio`), `text`, `speaker` (string or None), `duration` (seconds, from the
-    file's header). Only headers are read here, so a corpus of thousands of files loads in a second or so.
+    Columns are those of rows.py; `id` is the file name without its suffix, `audio` an undecoded `datasets.Audio(16000)`
+    with an absolute path: give it to `hf_entmax_asr.audio.read_audio`. Only headers are read here, so a corpus of
+    thousands of files loads in a second or so.
 
     Raises FileNotFoundError when there is no folder or no metadata.csv, ImportError without the datasets library, and
     ValueError that counts and names what is wrong with the whole corpus at once: missing columns, listed audio that is
@@ -38,24 +42,12 @@ def load_folder(root: str | Path) -> "DatasetDict":
     if problems:
         raise ValueError(f"corpus {root} has problems; fix the files or metadata.csv:\n" + "\n".join(problems))
     try:
-        from datasets import Audio, Dataset, DatasetDict, Features, Value
+        from datasets import Dataset, DatasetDict
     except ImportError as error:
         raise ImportError("load_folder needs the datasets library: pip install hf_entmax_asr[train]") from error
-    # Audio() cannot encode without torchcodec even with decode=False; a plain struct can, and casts to it.
-    features = Features(
-        {
-            "id": Value("string"),
-            "audio": {"path": Value("string"), "bytes": Value("binary")},
-            "text": Value("string"),
-            "speaker": Value("string"),
-            "duration": Value("float64"),
-        }
-    )
+    features = row_features()
     return DatasetDict(
-        {
-            name: Dataset.from_list(rows, features=features).cast_column("audio", Audio(16_000, decode=False))
-            for name, rows in splits.items()
-        }
+        {name: with_audio_column(Dataset.from_list(rows, features=features)) for name, rows in splits.items()}
     )
 
 
@@ -137,3 +129,36 @@ def _audio_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith("."):
             yield path
+
+
+class _FolderCorpus(Corpus):
+    def read(
+        self,
+        root: str | os.PathLike,
+        streaming: bool = False,
+        *,
+        splits: Sequence[str] | str | None = None,
+        bad_utterances: BadUtterances = "refuse",
+        cache_dir: str | os.PathLike | None = None,
+        num_proc: int | None = None,
+    ) -> LoadedCorpus:
+        """Whatever `bad_utterances` is, damage is refused; streaming, cache and processes it has none."""
+        options = {"streaming": streaming, "cache_dir": cache_dir is not None, "num_proc": num_proc is not None}
+        if given := ", ".join(name for name, is_given in options.items() if is_given):
+            raise ValueError(
+                f"a folder corpus takes no {given}: its rows are kept in memory, and only headers are read"
+            )
+        rows = load_folder(Path(root))
+        wanted = [splits] if isinstance(splits, str) else splits
+        if unknown := [name for name in wanted or () if name not in rows]:
+            raise ValueError(f"{root} has no split {', '.join(map(repr, unknown))}; it has {', '.join(rows)}")
+        for name in rows.keys() - set(wanted or rows):
+            del rows[name]
+        report = CorpusReport(self.name, str(root))
+        for name, split in rows.items():
+            hours = sum(split["duration"]) / 3600
+            report.splits[name] = SplitReport(None, len(split), hours, len(set(split["speaker"]) - {None}))
+        return LoadedCorpus(rows, report)
+
+
+CORPUS = _FolderCorpus(name="folder")

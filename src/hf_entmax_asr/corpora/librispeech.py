@@ -13,18 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_entmax_asr.audio import audio_duration
-from hf_entmax_asr.corpora.building import (
-    BadUtterances,
-    Listing,
-    build,
-    choose_splits,
-    finding,
-    folder_signature,
-    row_features,
-    utf8_lines,
-    utterance,
-)
+from hf_entmax_asr.corpora.building import BadUtterances, Listing, folder_signature, utf8_lines
+from hf_entmax_asr.corpora.corpus import ShardedCorpus
 from hf_entmax_asr.corpora.report import BAD_LINE, LISTED_TWICE, NO_AUDIO, NO_TRANSCRIPT, TWO_TEXTS, Findings
+from hf_entmax_asr.corpora.rows import finding, finding_rows, row_features, utterance, with_audio_column
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -69,19 +61,20 @@ def load_librispeech(
         FileNotFoundError: no subset, or not one of those that were named.
         CorpusError: damage; the message counts it and names paths.
     """
-    return build(list_librispeech(root, splits), streaming, bad_utterances, cache_dir, num_proc).splits
+    return CORPUS.read(
+        root, streaming, splits=splits, bad_utterances=bad_utterances, cache_dir=cache_dir, num_proc=num_proc
+    ).splits
 
 
-def list_librispeech(root: str | os.PathLike, splits: Sequence[str] | str | None = None) -> Listing:
+def list_librispeech(root: Path, splits: Sequence[str] | None) -> Listing:
     """The chapters of each subset, without reading them; raises what `load_librispeech` says."""
-    wanted, base = choose_splits(tuple(EXPECTED), splits), _base(Path(root).absolute())
-    listing = Listing("librispeech", base, named=splits is not None)
-    for split in wanted:
+    base = _corpus_folder(root)
+    listing = Listing(base)
+    for split in splits or EXPECTED:
         chapters = sorted(str(path) for path in (base / split).glob("*/*") if path.is_dir())
         if chapters:
-            listing.expected[split] = EXPECTED[split]
             listing.shards[split] = [_Chapter(folder) for folder in chapters]
-        elif listing.named or (base / split).is_dir():  # any selection of the subsets is a whole corpus
+        elif splits or (base / split).is_dir():  # any selection of the subsets is a whole corpus
             listing.missing[split] = f"no speakers' folders in {base / split}"
     return listing
 
@@ -93,7 +86,7 @@ def from_hub(dataset: Any) -> Any:
     "clean")` gives it; the columns become those of `load_folder`. Durations are read from the headers of the audio,
     which is neither decoded nor copied. Raises ValueError when a column is missing.
     """
-    from datasets import Audio, Dataset, concatenate_datasets
+    from datasets import Dataset, concatenate_datasets
 
     if isinstance(dataset, dict):
         return type(dataset)({name: from_hub(split) for name, split in dataset.items()})
@@ -103,7 +96,7 @@ def from_hub(dataset: Any) -> Any:
         rest = [name for name in dataset.column_names if name not in ("id", "audio", "text")]
         stream = dataset.cast_column("audio", row_features()["audio"])
         return stream.map(_hub_row, remove_columns=rest, features=row_features())
-    dataset = dataset.cast_column("audio", Audio(16_000, decode=False))
+    dataset = with_audio_column(dataset)
     # Only the two new columns are written: mapping all would write every recording to the disk once more.
     new = dataset.select_columns(["audio", "speaker_id"]).map(_hub_row, remove_columns=["audio", "speaker_id"])
     return concatenate_datasets([dataset.select_columns(["id", "audio", "text"]), new], axis=1)
@@ -117,7 +110,7 @@ def _hub_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _base(root: Path) -> Path:
+def _corpus_folder(root: Path) -> Path:
     """The folder that holds the subsets: `root`, one below, or one above."""
     if root.name in EXPECTED and root.is_dir():
         return root.parent
@@ -150,8 +143,7 @@ class _Chapter:
             else:
                 yield finding(NO_TRANSCRIPT, path)
         findings[NO_AUDIO] = [f"{self.folder}/{name}.flac" for name in sorted(texts.keys() - set(recorded))]
-        for what, places in findings.items():
-            yield from (finding(what, where) for where in places)
+        yield from finding_rows(findings)
 
 
 def _read_transcript(path: Path, findings: Findings) -> dict[str, str]:
@@ -171,3 +163,14 @@ def _read_transcript(path: Path, findings: Findings) -> dict[str, str]:
         else:
             texts[name] = text
     return texts
+
+
+CORPUS = ShardedCorpus(
+    name="librispeech",
+    splits=EXPECTED,
+    list_shards=list_librispeech,
+    train_splits=("train-*",),
+    validation_split="dev-clean",
+    tokenizer="bpe",
+    recipe="librispeech_strong.yaml",
+)

@@ -1,12 +1,13 @@
 """Expected monotonic alignment and soft attention over it on the CPU: csrc/alignment.cpp and csrc/soft_attention.cpp as
-torch operators with gradients. Inside, everything is float32 and contiguous."""
+torch operators with gradients. Inside, tensors are float32 and contiguous; what is carried along a row is float64."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels.backend import call, pointer
+from hf_entmax_asr.kernels.libraries import call, pointer
 
 
 def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Tensor | None) -> Tensor:
@@ -66,14 +67,14 @@ def _(energy: Tensor, source_mask: Tensor | None, reached: Tensor, grad: Tensor)
     )
 
 
-def _align_context(ctx, inputs, output) -> None:
+def _align_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     energy, source_mask, _, keep = inputs
     if keep:
         ctx.save_for_backward(energy, source_mask, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _align_backward(ctx, grad: Tensor | None, _):
+def _align_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None
     energy, source_mask, reached = ctx.saved_tensors
@@ -124,13 +125,13 @@ def _(alignment: Tensor, scores: Tensor, source_mask: Tensor | None, grad: Tenso
     )
 
 
-def _spread_context(ctx, inputs, output) -> None:
+def _spread_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     alignment, scores, source_mask, width = inputs
     ctx.save_for_backward(alignment, scores, source_mask)
     ctx.width = width
 
 
-def _spread_backward(ctx, grad: Tensor):
+def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_alignment, grad_scores = spread_backward(*ctx.saved_tensors, grad, ctx.width)
     needs = ctx.needs_input_grad
     return grad_alignment if needs[0] else None, grad_scores if needs[1] else None, None, None
@@ -139,7 +140,7 @@ def _spread_backward(ctx, grad: Tensor):
 spread.register_autograd(_spread_backward, setup_context=_spread_context)
 
 
-def _sizes(energy: Tensor) -> tuple:
+def _sizes(energy: Tensor) -> tuple[ctypes.c_int64, int, int, int]:
     """Lattices, heads, targets, positions."""
     batch, heads, targets, positions = energy.shape
     return ctypes.c_int64(batch * heads), heads, targets, positions

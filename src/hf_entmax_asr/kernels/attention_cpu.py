@@ -1,19 +1,34 @@
 """α-entmax attention on the CPU: csrc/attention.cpp and csrc/attention_backward.cpp as torch operators with gradients.
 
-Inside, everything is float32. The weights are never a (T, S) matrix: a block of rows at a time is computed, and what is
-not 0 is kept for the backward as far as `kept_entries` allows; the rest is computed again.
+Inside, tensors are float32, α excepted. The weights are never a (T, S) matrix: a block of rows at a time is computed,
+and what is not 0 is kept for the backward as far as `kept_entries` allows; the rest is computed again.
 """
 
 import ctypes
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels.backend import call
+from hf_entmax_asr.kernels.attention_inputs import SCHEMA, AttentionInputs
+from hf_entmax_asr.kernels.libraries import call
 
 KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each
 MOST_KEYS_TO_KEEP = 1 << 16  # their places are kept in 16 bits
+
+
+class _Kept(NamedTuple):
+    """What the forward leaves for the backward; empty tensors where there will be none."""
+
+    stats: Tensor  # (B, H, T, 2) float32: max z and t of each row
+    kept_at: Tensor  # (B, H, T) int64: where its weights are kept
+    kept_count: Tensor  # (B, H, T) int32: and how many, −1 for none
+    kept_weights: Tensor  # float32
+    kept_places: Tensor  # int16: which keys they are of
+
+
+_KEPT_SCHEMA = ", ".join(f"Tensor {name}" for name in _Kept._fields)
 
 
 class _Problem(ctypes.Structure):
@@ -59,28 +74,28 @@ class _Problem(ctypes.Structure):
                 strides[d] = tensor.stride(d)  # type: ignore[index]
 
 
-def entmax_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    alpha: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """As `hf_entmax_asr.model.entmax_attention.entmax_attention`, its arguments checked; `alpha` (B|1, H|1, 1, 1)."""
-    if mask is not None:
-        mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
-    allowed = mask if mask is not None and mask.dtype == torch.bool else None
-    bias = None if mask is None or allowed is not None else mask.float()
-    seed = torch.randint(1 << 62, (1,)) if dropout_p > 0 else None
-    inputs = (query.float(), key.float(), value.float(), alpha.double())
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, alpha, bias))
+def entmax_attention(inputs: AttentionInputs) -> Tensor:
+    """As `hf_entmax_asr.model.entmax_attention.entmax_attention`, for inputs in float32, bfloat16 or float16."""
+    keep = inputs.needs_gradients()
+    mask, bias = inputs.mask, inputs.bias
+    wide = inputs._replace(
+        query=inputs.query.float(),
+        key=inputs.key.float(),
+        value=inputs.value.float(),
+        alpha=inputs.alpha.double(),
+        mask=None if mask is None else _as_4_dims(mask),
+        bias=None if bias is None else _as_4_dims(bias.float()),
+    ).with_seed()
     # A decoding step is so short that torch's way to an operator would take as long as the operator.
-    forward = _attend if not keep and type(query) is Tensor and not torch.compiler.is_compiling() else attend
-    out, *_ = forward(*inputs, allowed, bias, seed, is_causal, scale, dropout_p, keep)
-    return out.to(value.dtype)
+    if keep or torch.compiler.is_compiling() or any(type(t) is not Tensor for t in wide.tensors if t is not None):
+        out = attend(*wide, keep)[0]
+    else:
+        out = _attend(wide, keep)[0]
+    return out.to(inputs.value.dtype)
+
+
+def _as_4_dims(x: Tensor) -> Tensor:
+    return x.reshape((1,) * (4 - x.dim()) + x.shape)
 
 
 def kept_entries(batch: int, heads: int, queries: int, keys: int) -> int:
@@ -91,158 +106,131 @@ def kept_entries(batch: int, heads: int, queries: int, keys: int) -> int:
     return min(entries * 7 // 10, max(entries // 16, KEPT_AT_LEAST))
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    alpha: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output (B, H, T, E), laid out as (B, T, H, E); then what the backward needs, empty unless `keep`: max z and t of
-    each row, where its weights are kept and how many, the kept weights and their places."""
-    out, stats, kept_at, kept_count, kept_weights, kept_places = outputs = _outputs(query, key, value, keep)
+def _attend(inputs: AttentionInputs, keep: bool) -> tuple[Tensor, _Kept]:
+    """Output (B, H, T, E), laid out as (B, T, H, E), and what the backward needs, if it is to be kept."""
+    out, kept = _outputs(inputs, keep)
     if not out.numel():
-        return outputs
-    problem, _held = _problem(query, key, value, alpha, allowed, bias, seed, is_causal, scale, dropout_p)
+        return out, kept
+    problem, _held = _problem(inputs)
     problem.put(out=out)
     used = torch.zeros(1, dtype=torch.int64)
     if keep:
-        problem.put(
-            stats=stats,
-            kept_at=kept_at,
-            kept_count=kept_count,
-            kept_weights=kept_weights,
-            kept_places=kept_places,
-            kept_used=used,
-        )
-        problem.capacity = kept_weights.numel()
+        problem.put(**kept._asdict(), kept_used=used)
+        problem.capacity = kept.kept_weights.numel()
     call("attention", "attention_forward", ctypes.byref(problem))
-    return outputs
+    return out, kept
 
 
-def _outputs(
-    query: Tensor, key: Tensor, value: Tensor, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, heads, queries, _ = query.shape
-    keys, value_width = value.shape[2:]
-    rows = (batch, heads, queries) if keep else (0, 0, 0)
-    kept = kept_entries(batch, heads, queries, keys) if keep else 0
-    return (
-        query.new_empty(batch, queries, heads, value_width).transpose(1, 2),
-        query.new_empty(*rows, 2),
-        query.new_empty(rows, dtype=torch.int64),
-        query.new_empty(rows, dtype=torch.int32),
-        query.new_empty(kept),
-        query.new_empty(kept, dtype=torch.int16),
+def _outputs(inputs: AttentionInputs, keep: bool) -> tuple[Tensor, _Kept]:
+    """Memory for what `_attend` returns."""
+    query, sizes = inputs.query, inputs.sizes
+    rows = sizes[:3] if keep else (0, 0, 0)
+    kept = kept_entries(*sizes) if keep else 0
+    return _as_model(inputs.value, sizes[2]), _Kept(
+        stats=query.new_empty(*rows, 2),
+        kept_at=query.new_empty(rows, dtype=torch.int64),
+        kept_count=query.new_empty(rows, dtype=torch.int32),
+        kept_weights=query.new_empty(kept),
+        kept_places=query.new_empty(kept, dtype=torch.int16),
     )
 
 
-attend = torch.library.custom_op("hf_entmax_asr::attend", _attend, mutates_args=(), device_types="cpu")
+def _as_model(x: Tensor, rows: int) -> Tensor:
+    """An empty (B, H, rows, width of x), laid out as (B, rows, H, width): models merge the heads."""
+    batch, heads, _, width = x.shape
+    return x.new_empty(batch, rows, heads, width).transpose(1, 2)
+
+
+@torch.library.custom_op(
+    "hf_entmax_asr::attend",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def attend(*arguments: Any) -> tuple[Tensor, ...]:
+    """The output, and what is kept for the backward."""
+    inputs, (keep,) = AttentionInputs.split(arguments)
+    out, kept = _attend(inputs, keep)
+    return out, *kept
 
 
 @attend.register_fake
-def _(query, key, value, alpha, allowed, bias, seed, is_causal, scale, dropout_p, keep):
-    return _outputs(query, key, value, keep)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, (keep,) = AttentionInputs.split(arguments)
+    out, kept = _outputs(inputs, keep)
+    return out, *kept
 
 
-@torch.library.custom_op("hf_entmax_asr::attend_backward", mutates_args=(), device_types="cpu")
-def attend_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    alpha: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    stats: Tensor,
-    kept_at: Tensor,
-    kept_count: Tensor,
-    kept_weights: Tensor,
-    kept_places: Tensor,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    for_alpha: bool,
-    for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, and where asked (else empty) of α (B, H, 1, 1) and of `bias`."""
-    batch, heads, queries, width = query.shape
-    keys, value_width = value.shape[2:]
-    d_query = query.new_empty(batch, queries, heads, width).transpose(1, 2)
-    d_alpha = query.new_zeros(batch, heads, queries) if for_alpha else query.new_empty(0)
-    for_bias = for_bias and bias is not None
-    d_bias = query.new_zeros(bias.shape if for_bias else (0,))  # type: ignore[union-attr]
-    if not (query.numel() and key.numel() and value.numel()):
+@torch.library.custom_op(
+    "hf_entmax_asr::attend_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor grad, {SCHEMA}, {_KEPT_SCHEMA}, bool for_alpha, bool for_bias) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, and where asked (else empty) of α (B, H, 1, 1) and of the bias."""
+    inputs, (*saved, for_alpha, for_bias) = AttentionInputs.split(arguments)
+    query, key, value, bias = inputs.query, inputs.key, inputs.value, inputs.bias
+    batch, heads, queries, keys = sizes = inputs.sizes
+    d_query = _as_model(query, queries)
+    d_alpha = query.new_zeros(sizes[:3]) if for_alpha else query.new_empty(0)
+    d_bias = query.new_zeros(bias.shape if bias is not None and for_bias else (0,))
+    if query.numel() and key.numel() and value.numel():
+        problem, _held = _problem(inputs)
+        if for_bias and d_bias.shape[2] == 1:  # all rows add to one
+            problem.chunks = 1
+        d_key = query.new_empty(problem.chunks, batch, keys, heads, key.shape[3])
+        d_value = query.new_empty(problem.chunks, batch, keys, heads, value.shape[3])
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        problem.put(
+            **_Kept(*saved)._asdict(),
+            grad=grad,
+            d_query=d_query,
+            d_key=d_key,
+            d_value=d_value,
+            d_alpha=d_alpha if for_alpha else None,
+            d_bias=d_bias.expand(sizes) if for_bias else None,
+        )
+        call("attention_backward", "attention_backward", ctypes.byref(problem))
+        d_key, d_value = ((t[0] if len(t) == 1 else t.sum(0)).transpose(1, 2) for t in (d_key, d_value))
+    else:
         d_query, d_key, d_value = (t.new_zeros(t.shape) for t in (query, key, value))
-        return d_query, d_key, d_value, d_alpha.sum(2)[..., None, None] if for_alpha else d_alpha, d_bias
-    problem, _held = _problem(query, key, value, alpha, allowed, bias, seed, is_causal, scale, dropout_p)
-    if for_bias and d_bias.shape[2] == 1:  # all rows add to one
-        problem.chunks = 1
-    d_key = query.new_empty(problem.chunks, batch, keys, heads, width)
-    d_value = query.new_empty(problem.chunks, batch, keys, heads, value_width)
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    problem.put(
-        grad=grad,
-        stats=stats,
-        kept_at=kept_at,
-        kept_count=kept_count,
-        kept_weights=kept_weights,
-        kept_places=kept_places,
-        d_query=d_query,
-        d_key=d_key,
-        d_value=d_value,
-        d_alpha=d_alpha if for_alpha else None,
-        d_bias=d_bias.expand(batch, heads, queries, keys) if for_bias else None,
-    )
-    call("attention_backward", "attention_backward", ctypes.byref(problem))
-    d_key, d_value = ((t[0] if len(t) == 1 else t.sum(0)).transpose(1, 2) for t in (d_key, d_value))
     return d_query, d_key, d_value, d_alpha.sum(2)[..., None, None] if for_alpha else d_alpha, d_bias
 
 
 @attend_backward.register_fake
-def _(
-    grad, query, key, value, alpha, allowed, bias, seed, stats, kept_at, kept_count, kept_weights, kept_places,
-    is_causal, scale, dropout_p, for_alpha, for_bias,
-):  # fmt: skip
-    if not (query.numel() and key.numel() and value.numel()):
-        gradients = [t.new_empty(t.shape) for t in (query, key, value)]
+def _(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    inputs, (*_, for_alpha, for_bias) = AttentionInputs.split(arguments)
+    query, bias = inputs.query, inputs.bias
+    tensors = (query, inputs.key, inputs.value)
+    if all(t.numel() for t in tensors):
+        gradients = [_as_model(t, t.shape[2]) for t in tensors]
     else:
-        gradients = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (query, key, value)]
-    batch, heads = query.shape[:2]
-    d_bias = torch.empty_like(bias, memory_format=torch.contiguous_format) if for_bias else query.new_empty(0)
-    return *gradients, query.new_empty((batch, heads, 1, 1) if for_alpha else (0,)), d_bias
+        gradients = [t.new_empty(t.shape) for t in tensors]
+    d_alpha = query.new_empty((*query.shape[:2], 1, 1) if for_alpha else (0,))
+    return *gradients, d_alpha, query.new_empty(bias.shape if bias is not None and for_bias else (0,))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, is_causal, scale, dropout_p, keep = inputs
-    ctx.options = (is_causal, scale, dropout_p)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    given, (keep,) = AttentionInputs.split(inputs)
+    ctx.options = given.options
     if keep:
-        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.save_for_backward(*given.tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad: Tensor | None, *_):
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    nothing = (None,) * len(needs)
     if grad is None:
-        return nothing
-    saved = ctx.saved_tensors
-    d_query, d_key, d_value, d_alpha, d_bias = attend_backward(grad, *saved, *ctx.options, needs[3], needs[5])
-    gradients = {
-        0: d_query,
-        1: d_key,
-        2: d_value,
-        3: d_alpha.double().sum_to_size(saved[3].shape) if needs[3] else None,
-        5: d_bias,
-    }
-    return tuple(gradients.get(i) if need else None for i, need in enumerate(needs))
+        return (None,) * len(needs)
+    tensors, kept = ctx.saved_tensors[:-5], ctx.saved_tensors[-5:]
+    inputs, wanted = AttentionInputs(*tensors, *ctx.options), AttentionInputs.split(needs)[0]
+    *gradients, d_alpha, d_bias = attend_backward(grad, *inputs, *kept, wanted.alpha, wanted.bias)
+    if wanted.alpha:
+        d_alpha = d_alpha.double().sum_to_size(inputs.alpha.shape)
+    every = (*gradients, d_alpha, None, d_bias, None, None, None, None, None)
+    return tuple(g if need else None for g, need in zip(every, needs, strict=True))
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
@@ -254,28 +242,16 @@ def _chunks(pairs: int, queries: int) -> int:
     return 1 if pairs >= threads else max(1, min(math.ceil(2 * threads / pairs), queries // 64))
 
 
-def _problem(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    alpha: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-) -> tuple[_Problem, list[Tensor | None]]:
+def _problem(inputs: AttentionInputs) -> tuple[_Problem, list[Tensor | None]]:
     """What the C side needs of the inputs, and the tensors that must stay alive for it."""
-    batch, heads, queries, width = query.shape
-    keys, value_width = value.shape[2:]
-    problem = _Problem(batch, heads, queries, keys, width, value_width, is_causal, 1, scale, dropout_p)
+    batch, heads, queries, keys = sizes = inputs.sizes
+    width, value_width = inputs.query.shape[3], inputs.value.shape[3]
+    problem = _Problem(batch, heads, queries, keys, width, value_width, inputs.is_causal)
+    problem.scale, problem.dropout = inputs.scale, inputs.dropout_p
     problem.chunks = _chunks(batch * heads, queries)
-    problem.seed = 0 if seed is None else int(seed)
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-    scores = (batch, heads, queries, keys)
-    allowed = None if allowed is None else allowed.expand(scores)
-    bias = None if bias is None else bias.expand(scores)
-    alpha = alpha.expand(batch, heads, 1, 1)
+    problem.seed = 0 if inputs.seed is None else int(inputs.seed)
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (inputs.query, inputs.key, inputs.value))
+    allowed, bias = (None if t is None else t.expand(sizes) for t in (inputs.mask, inputs.bias))
+    alpha = inputs.alpha.expand(batch, heads, 1, 1)
     problem.put(query=query, key=key, value=value, alpha=alpha, allowed=allowed, bias=bias)
     return problem, [query, key, value, alpha, allowed, bias]

@@ -1,11 +1,12 @@
 """α-entmax on the CPU: csrc/entmax.cpp as torch operators with a gradient."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels.backend import call, pointer
+from hf_entmax_asr.kernels.libraries import call, pointer
 
 MOST_DIMS = 6
 
@@ -87,11 +88,11 @@ def _(weights: Tensor, grad: Tensor, alpha: Tensor, for_alpha: bool) -> tuple[Te
     return torch.empty_like(weights), weights.new_empty((*weights.shape[:-1], 1) if for_alpha else (0,))
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output, inputs[1])
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weights, alpha = ctx.saved_tensors
     needs = ctx.needs_input_grad
     grad_scores, grad_alpha = entmax_rows_backward(weights, grad, alpha, needs[1])

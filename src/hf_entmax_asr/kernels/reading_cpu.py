@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels.backend import call, pointer
+from hf_entmax_asr.kernels.libraries import call, pointer
 
 
 class _Reading(ctypes.Structure):
@@ -25,13 +25,13 @@ class _Reading(ctypes.Structure):
 def hard_reading(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None, rule: str
 ) -> tuple[Tensor, Tensor] | None:
-    """As `hf_entmax_asr.model.reading.hard_reading`, for float32 and without gradients; None for anything else."""
+    """As `hf_entmax_asr.model.reading.hard_reading`, for float32 and without gradients; None for anything else, which
+    includes what that refuses: native code reads wherever a wrong shape or position points."""
+    if not (_fit(query, key, value, bias, start, source_mask) and rule in ("threshold", "cumulative")):
+        return None
     batch, heads, targets, width = query.shape
     positions, value_width = value.shape[2:]
-    tensors = [query, key, value]
-    if any(t.dtype != torch.float32 for t in [*tensors, bias]) or not (query.numel() and value.numel()):
-        return None
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in tensors)
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     context = query.new_empty(batch, targets, heads, value_width).transpose(1, 2)
     boundary = torch.empty(batch, heads, targets, dtype=torch.long)
     bias = bias.contiguous()
@@ -45,3 +45,28 @@ def hard_reading(
     )  # fmt: skip
     call("reading", "read_hard", ctypes.byref(problem))
     return context, boundary
+
+
+def _fit(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None
+) -> bool:
+    """Whether native code may see the tensors: float32 of shapes that fit, nothing empty, and starts within the audio
+    (int64)."""
+    if not (query.dim() == key.dim() == value.dim() == 4 and query.numel() and value.numel()):
+        return False
+    batch, heads, _, width = query.shape
+    positions = key.shape[2]
+    return (
+        all(t.dtype == torch.float32 for t in (query, key, value, bias))
+        and key.shape == (batch, heads, positions, width)
+        and value.shape[:3] == key.shape[:3]
+        and bias.shape == (heads,)
+        and (source_mask is None or (source_mask.dtype == torch.bool and source_mask.shape == (batch, positions)))
+        and (start is None or (start.dtype == torch.int64 and start.shape == (batch, heads)))
+        and (start is None or _all_within(start, positions))
+    )
+
+
+def _all_within(start: Tensor, positions: int) -> bool:
+    low, high = torch.aminmax(start)
+    return int(low) >= 0 and int(high) < positions

@@ -1,4 +1,5 @@
-"""Expected monotonic alignment on NVIDIA GPUs, in Triton: the recurrence of `hf_entmax_asr.model.alignment` itself.
+"""Expected monotonic alignment on NVIDIA GPUs, in Triton, as torch operators: the recurrence of
+`hf_entmax_asr.model.alignment` itself.
 
     q_ij = q_{i,j−1} σ(−e_{i,j−1}) + α_{i−1,j},    α_ij = σ(e_ij) q_ij
 
@@ -9,12 +10,14 @@ tokens, so that the alignment of the token before stays in registers; what cross
 memory. Everything carried is float64, as in the eager form: 1 − p, rounded to float32 two thousand times, loses 1e-4.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_math import LAUNCH_OPTIONS, check_dtype, on_device_of
+from hf_entmax_asr.kernels.triton_math import LAUNCH_OPTIONS, check_dtype, on_device_of
 
 MOST_POSITIONS = 1024  # in one block
 
@@ -115,8 +118,16 @@ def _backward(
         tl.debug_barrier()  # what one thread carried over, the next block reads
 
 
+def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Tensor | None) -> Tensor:
+    """As `hf_entmax_asr.model.alignment.expected_alignment`, its arguments checked."""
+    keep = torch.is_grad_enabled() and (energy.requires_grad or (previous is not None and previous.requires_grad))
+    first = None if previous is None else previous.float()
+    return expected_alignment_forward(energy, source_mask, first, keep)[0]
+
+
+@torch.library.custom_op("hf_entmax_asr::triton_align", mutates_args=())
 def expected_alignment_forward(
-    energy: Tensor, source_mask: Tensor | None = None, previous: Tensor | None = None, keep: bool = True
+    energy: Tensor, source_mask: Tensor | None, previous: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Expected alignment of energies.
 
@@ -148,6 +159,12 @@ def expected_alignment_forward(
     return alignment, reached
 
 
+@expected_alignment_forward.register_fake
+def _(energy: Tensor, source_mask: Tensor | None, previous: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
+    return energy.new_empty(energy.shape), energy.new_empty(energy.shape if keep else (0,), dtype=torch.float32)
+
+
+@torch.library.custom_op("hf_entmax_asr::triton_align_backward", mutates_args=())
 def expected_alignment_backward(
     grad: Tensor, energy: Tensor, source_mask: Tensor | None, reached: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -167,7 +184,31 @@ def expected_alignment_backward(
     return grad_energy, grad_previous
 
 
-def _blocks(energy: Tensor) -> tuple[int, Tensor, dict]:
+@expected_alignment_backward.register_fake
+def _(grad: Tensor, energy: Tensor, source_mask: Tensor | None, reached: Tensor) -> tuple[Tensor, Tensor]:
+    batch, heads, _, positions = energy.shape
+    return energy.new_empty(energy.shape), energy.new_empty(batch, heads, positions, dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    energy, source_mask, _, keep = inputs
+    if keep:
+        ctx.save_for_backward(energy, source_mask, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _through_alignment(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
+    grad_energy, grad_previous = expected_alignment_backward(grad, *ctx.saved_tensors)
+    needs = ctx.needs_input_grad
+    return grad_energy if needs[0] else None, None, grad_previous if needs[2] else None, None
+
+
+expected_alignment_forward.register_autograd(_through_alignment, setup_context=_setup_context)
+
+
+def _blocks(energy: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
     """Positions in a block, memory for what crosses from one to the next, and launch options."""
     batch, heads, targets, positions = energy.shape
     block = min(max(triton.next_power_of_2(positions), 16), MOST_POSITIONS)

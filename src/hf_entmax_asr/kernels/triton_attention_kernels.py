@@ -18,7 +18,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .triton_math import (
+from hf_entmax_asr.kernels.triton_math import (
     MAX_NEWTON_STEPS,
     alpha_weights,
     climb,

@@ -1,4 +1,4 @@
-"""α-entmax of rows on NVIDIA GPUs, in Triton: the weights, and their gradients for scores and α.
+"""α-entmax of rows on NVIDIA GPUs, in Triton: the weights, and their gradients for scores and α, as torch operators.
 
 A program takes some rows of one α and reads them block by block, so rows may have any length: once for the maximum,
 once or more often for the threshold, twice for the weights; after the first time they come from the cache. While it
@@ -6,12 +6,14 @@ looks for the maximum it keeps the elementwise maximum of the blocks. Those are 
 of some entries is a lower bound of the threshold of all: Newton's method starts there, next to its goal.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_math import (
+from hf_entmax_asr.kernels.triton_math import (
     LAUNCH_OPTIONS,
     MAX_NEWTON_STEPS,
     alpha_weights,
@@ -147,16 +149,29 @@ def _backward(
         tl.store(grad_alpha + flat_rows, row_grad, mask=inside)
 
 
-def entmax_forward(
-    scores: Tensor, alpha: Tensor, mask: Tensor | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
+def entmax(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) -> Tensor:
+    """As `hf_entmax_asr.model.entmax.entmax`, its arguments checked; `alpha` a tensor, `dim` negative."""
+    shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
+    rows = scores.expand(shape)
+    if dim != -1:
+        rows = rows.movedim(dim, -1)
+        alpha = alpha.reshape((1,) * (len(shape) - alpha.dim()) + alpha.shape).movedim(dim, -1)
+        mask = None if mask is None else mask.expand(shape).movedim(dim, -1)
+    keeps = torch.is_grad_enabled() and (scores.requires_grad or alpha.requires_grad)
+    # The backward wants float32 weights; without one, the dtype of the scores is written at once.
+    weights = entmax_forward(rows, alpha, mask, torch.float32 if keeps else scores.dtype).to(scores.dtype)
+    return weights if dim == -1 else weights.movedim(-1, dim)
+
+
+@torch.library.custom_op("hf_entmax_asr::triton_entmax", mutates_args=())
+def entmax_forward(scores: Tensor, alpha: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """α-entmax along the last dimension.
 
     Args:
         scores: (..., N) float32, bfloat16 or float16, of any strides; −inf entries get weight 0.
         alpha: broadcastable against `scores`, with size 1 (or no dimension) for N; in [1, 2], which is not checked.
         mask: boolean, broadcastable against `scores`, true where a weight is allowed.
-        dtype: of the result; by default that of `scores`. The arithmetic is float32.
+        dtype: of the result. The arithmetic is float32.
 
     Returns:
         Weights of the broadcast shape, contiguous. Empty rows are all zeros.
@@ -165,9 +180,8 @@ def entmax_forward(
         ValueError: a dtype the kernel does not take.
     """
     check_dtype(scores=scores)
-    shapes = [scores.shape, alpha.shape] + ([] if mask is None else [mask.shape])
-    shape = torch.broadcast_shapes(*shapes)
-    out = torch.empty(shape, dtype=dtype or scores.dtype, device=scores.device)
+    shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
+    out = torch.empty(shape, dtype=dtype, device=scores.device)
     if out.numel() == 0:
         return out
     z = _as_rows(scores, shape)
@@ -185,7 +199,14 @@ def entmax_forward(
     return out
 
 
-def entmax_backward(grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: bool = True) -> tuple[Tensor, Tensor]:
+@entmax_forward.register_fake
+def _(scores: Tensor, alpha: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
+    return scores.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("hf_entmax_asr::triton_entmax_backward", mutates_args=())
+def entmax_backward(grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: bool) -> tuple[Tensor, Tensor]:
     """Gradients of `entmax_forward` for its scores and its α.
 
     Args:
@@ -216,6 +237,28 @@ def entmax_backward(grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: b
     if row_grads is None:
         return grad_scores, alpha.new_empty(0)
     return grad_scores, row_grads.double().sum_to_size(alpha.shape).to(alpha.dtype)
+
+
+@entmax_backward.register_fake
+def _(grad: Tensor, weights: Tensor, alpha: Tensor, needs_alpha: bool) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape), torch.empty_like(alpha) if needs_alpha else alpha.new_empty(0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    scores, alpha, *_ = inputs
+    ctx.save_for_backward(output, alpha)
+    ctx.shape, ctx.dtype = scores.shape, scores.dtype
+
+
+def _through_weights(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weights, alpha = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    grad_scores, grad_alpha = entmax_backward(grad, weights, alpha, needs[1])
+    grad_scores = grad_scores.to(ctx.dtype).sum_to_size(ctx.shape)
+    return grad_scores if needs[0] else None, grad_alpha if needs[1] else None, None, None
+
+
+entmax_forward.register_autograd(_through_weights, setup_context=_setup_context)
 
 
 def _as_rows(x: Tensor, shape: tuple[int, ...]) -> Tensor:

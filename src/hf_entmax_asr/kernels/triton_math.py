@@ -2,7 +2,7 @@
 
 With ε = α − 1 and x = z − max z − t a weight is p = [1 + ε x]_+^(1/ε), and u = p^(1−ε) = −dp/dt its slope; see
 `hf_entmax_asr.model.entmax`, the specification. One program works on rows of one α, so ε is a scalar and the closed
-forms at α = 1, 1.5 and 2 are plain branches. Everything is float32.
+forms at α = 1, 1.5 and 2 are plain branches. All of it is float32 but for α − 1.
 """
 
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hf_entmax_asr.kernels.backend import DTYPES
+from hf_entmax_asr.kernels.modes import DTYPES
 
 FAR_BELOW = tl.constexpr(-1e30)  # stands for −inf among scores relative to their maximum: finite, so that 0 · a is 0
 MAX_NEWTON_STEPS = tl.constexpr(60)  # not what stops it: 1 to 8 steps are taken

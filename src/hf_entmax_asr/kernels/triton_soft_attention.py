@@ -1,4 +1,4 @@
-"""Expected soft attention behind a monotonic alignment (MoChA, MILK) on NVIDIA GPUs, in Triton.
+"""Expected soft attention behind a monotonic alignment (MoChA, MILK) on NVIDIA GPUs, in Triton, as torch operators.
 
     β_ij = Σ_k α_ik softmax(u_i over the window that ends at k)_j
 
@@ -10,13 +10,15 @@ Both sums are associative scans, the first of pairs (maximum, sum relative to it
 Backward: ĝ_k = Σ_j g_j softmax_k(j) is the gradient of α_k, and that of u_j is Σ_k α_k softmax_k(j) (g_j − ĝ_k).
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_alignment import MOST_POSITIONS, check_shapes, mask_row_of
-from .triton_math import FAR_BELOW, LAUNCH_OPTIONS, on_device_of
+from hf_entmax_asr.kernels.triton_alignment import MOST_POSITIONS, check_shapes, mask_row_of
+from hf_entmax_asr.kernels.triton_math import FAR_BELOW, LAUNCH_OPTIONS, on_device_of
 
 
 @triton.jit
@@ -160,8 +162,16 @@ def _lookback(
         tl.store(out + row + j, result.to(tl.float32).to(out.dtype.element_ty), mask=j < positions)
 
 
+def expected_soft_attention(
+    alignment: Tensor, energy: Tensor, chunk_size: int | None, source_mask: Tensor | None
+) -> Tensor:
+    """As `hf_entmax_asr.model.alignment.expected_soft_attention`, its arguments checked."""
+    return soft_attention_forward(alignment, energy, source_mask, chunk_size)
+
+
+@torch.library.custom_op("hf_entmax_asr::triton_spread", mutates_args=())
 def soft_attention_forward(
-    alignment: Tensor, energy: Tensor, source_mask: Tensor | None = None, chunk_size: int | None = None
+    alignment: Tensor, energy: Tensor, source_mask: Tensor | None, chunk_size: int | None
 ) -> Tensor:
     """Expected soft attention.
 
@@ -180,12 +190,39 @@ def soft_attention_forward(
     return _run(alignment, energy, source_mask, chunk_size, None)[0]
 
 
+@soft_attention_forward.register_fake
+def _(alignment: Tensor, energy: Tensor, source_mask: Tensor | None = None, chunk_size: int | None = None) -> Tensor:
+    return alignment.new_empty(alignment.shape)
+
+
+@torch.library.custom_op("hf_entmax_asr::triton_spread_backward", mutates_args=())
 def soft_attention_backward(
-    grad: Tensor, alignment: Tensor, energy: Tensor, source_mask: Tensor | None = None, chunk_size: int | None = None
+    grad: Tensor, alignment: Tensor, energy: Tensor, source_mask: Tensor | None, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `soft_attention_forward` for `alignment` and `energy`, in their dtypes, from that of its result."""
     grad_energy, grad_alignment = _run(alignment, energy, source_mask, chunk_size, grad)
     return grad_alignment, grad_energy
+
+
+@soft_attention_backward.register_fake
+def _(
+    grad: Tensor, alignment: Tensor, energy: Tensor, source_mask: Tensor | None, chunk_size: int | None
+) -> tuple[Tensor, Tensor]:
+    return alignment.new_empty(alignment.shape), energy.new_empty(energy.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    alignment, energy, source_mask, chunk_size = inputs
+    ctx.save_for_backward(alignment, energy, source_mask)
+    ctx.chunk_size = chunk_size
+
+
+def _through_weights(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = soft_attention_backward(grad, *ctx.saved_tensors, ctx.chunk_size)
+    return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None, None
+
+
+soft_attention_forward.register_autograd(_through_weights, setup_context=_setup_context)
 
 
 def _run(

@@ -18,6 +18,7 @@ from hf_entmax_asr.metrics.significance import (
     bootstrap_interval,
     error_segments,
     matched_pairs,
+    rate_standard_error,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "error_segments",
     "html_report",
     "matched_pairs",
+    "rate_standard_error",
 ]
 
 

@@ -13,8 +13,8 @@ except ImportError as error:
         f"installed, a file evaluate.py beside the program stands in the way. ({error})"
     ) from error
 
+from hf_entmax_asr.corpora import text_rule
 from hf_entmax_asr.metrics.errors import error_counts
-from hf_entmax_asr.text import normalizer
 
 CITATION = """@inproceedings{morris2004wer,
   title={From {WER} and {RIL} to {MER} and {WIL}: improved evaluation measures for connected speech recognition},
@@ -26,8 +26,9 @@ INPUTS = """
 Args:
     predictions: recognised texts.
     references: what was said, in the same order.
-    normalization: a rule of hf_entmax_asr.text ("none", "basic", "english", "wsj", "aishell1") for a second score.
-    spelling_table: for "english", see hf_entmax_asr.text.normalizer.
+    normalization: a rule for a second score, "none", "basic", "english" or that of a corpus, as "wsj"; all of them:
+        hf_entmax_asr.corpora.text_rules().
+    spelling_table: for "english", see hf_entmax_asr.text.english_rule.
 
 Returns:
     A dict: the rate under the metric's name (0.123 is 12.3 %; infinity where the references are empty and something was
@@ -57,7 +58,7 @@ class _ErrorRate(Metric):
         normalization: str = "none",
         spelling_table: str | Path | None = None,
     ) -> dict[str, float | str]:
-        normalize = normalizer(normalization, spelling_table)
+        rule = text_rule(normalization, spelling_table)
         counts = error_counts(references, predictions, self.unit)
         result: dict[str, float | str] = {
             self.rate_name: counts.rate,
@@ -67,7 +68,7 @@ class _ErrorRate(Metric):
             "reference_length": counts.reference_length,
         }
         if normalization != "none":
-            said, heard = ([normalize(text) for text in side] for side in (references, predictions))
+            said, heard = ([rule(text) for text in side] for side in (references, predictions))
             result["normalization"] = normalization
             result[f"normalized_{self.rate_name}"] = error_counts(said, heard, self.unit).rate
         return result

@@ -5,6 +5,8 @@ rule serves training and decoding: nobody passes the last real position, where t
 padding has energy −∞.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,7 +97,7 @@ class _ExpectedAlignment(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, energy: Tensor, previous: Tensor) -> Tensor:
+    def forward(ctx: Any, energy: Tensor, previous: Tensor) -> Tensor:
         dtype = torch.float32 if energy.dtype in (torch.bfloat16, torch.float16) else energy.dtype
         wide = wide_dtype(energy.device)
         rows, targets, positions = energy.shape
@@ -119,7 +121,7 @@ class _ExpectedAlignment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         e, reached = ctx.saved_tensors
         wide = wide_dtype(e.device)
         g = _skew(grad.to(e.dtype))

@@ -1,59 +1,12 @@
-"""Multi-head attention whose weights come from a chosen transform, with one learned α per head where it is "entmax"."""
+"""Multi-head attention whose weights come from a chosen transform: over a side's own states, and over the audio."""
 
-import math
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
-from .entmax_attention import entmax_attention
-
-
-class AttentionTransform(nn.Module):
-    """Scores (B, H, T, S) -> weights, by the transform named `kind`; holds α for "entmax" (paper Sec. III-A)."""
-
-    def __init__(self, config: EntmaxAsrConfig, kind: str, num_heads: int):
-        super().__init__()
-        self.kind = kind
-        self.temperature = config.softmax_temperature
-        self.k = config.attention_topk
-        if kind == "entmax":
-            self.alpha_logit = nn.Parameter(torch.empty(num_heads))  # α = 1 + sigmoid(alpha_logit)
-            self.initial_alpha_logit = math.log((config.entmax_alpha_init - 1) / (2 - config.entmax_alpha_init))
-
-    def alpha(self) -> Tensor:
-        """(H,) the learned α of each head, always inside (1, 2)."""
-        return 1 + torch.sigmoid(self.alpha_logit.float())
-
-    def as_entmax(self) -> tuple[float | Tensor, float] | None:
-        """(α, a number or (H,); factor of the scores) where the transform is an α-entmax, None where it is not."""
-        match self.kind:
-            case "softmax":
-                return 1.0, 1 / self.temperature
-            case "sparsemax":
-                return 2.0, 1.0
-            case "entmax15":
-                return 1.5, 1.0
-            case "entmax":
-                return self.alpha(), 1.0
-            case _:
-                return None
-
-    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        match self.kind:
-            case "softmax":
-                return softmax(scores, self.temperature, mask=mask)
-            case "sparsemax":
-                return sparsemax(scores, mask=mask)
-            case "entmax15":
-                return entmax15(scores, mask=mask)
-            case "topk":
-                return topk_softmax(scores, self.k, mask=mask)
-            case _:
-                return entmax(scores, self.alpha().view(-1, 1, 1), mask=mask)
+from .transforms import apply_weights, make_transform
 
 
 class CrossHeadAttention(nn.Module):
@@ -65,7 +18,7 @@ class CrossHeadAttention(nn.Module):
     def __init__(self, config: EntmaxAsrConfig, num_heads: int):
         super().__init__()
         self.score = nn.Linear(config.d_model, num_heads)
-        self.transform = AttentionTransform(config, config.cross_head_transform, num_heads=1)
+        self.transform = make_transform(config.cross_head_transform, config, num_heads=1)
 
     def forward(self, hidden_states: Tensor, context: Tensor) -> Tensor:
         weights = self.transform(self.score(hidden_states).unsqueeze(1)).squeeze(1)  # (B, U, H)
@@ -83,82 +36,141 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
+    """What every attention of the model has: so many heads of one width. Subclasses make the projections."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+    borrows_map = lends_map = False  # whether its map is that of an earlier layer, or also that of a later one
+
+    def __init__(self, config: EntmaxAsrConfig, kind: str, layer_idx: int):
+        """kind: "encoder" or "decoder" self-attention, or "cross"."""
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_heads = config.heads(kind, layer_idx)
+        self.width = self.num_heads * config.head_width(kind)
+        self.scale = config.head_width(kind) ** -0.5
+
+    def heads_of(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, H, T, D)."""
+        return split_heads(projection(x), self.num_heads)
+
+
+class SelfAttention(MultiHeadAttention):
     """transform(Q Kᵀ / √D) V per head (paper eq. 1-3 with the transform in softmax's place).
 
-    Self-attention ("encoder" or "decoder"), or cross-attention ("cross"), when `encoder_hidden_states` is given. Never
-    replaced by a fused softmax kernel. A layer that uses the map of another (`EntmaxAsrConfig.encoder_map_groups`) has
-    neither queries nor keys, nor an α.
+    A layer that uses the map of another (`EntmaxAsrConfig.encoder_map_groups`) has neither queries nor keys, nor an α.
     """
 
     def __init__(self, config: EntmaxAsrConfig, kind: str, layer_idx: int):
-        super().__init__()
-        is_cross = kind == "cross"
-        self.num_heads = config.heads(kind, layer_idx)
-        width = self.num_heads * config.head_width(kind)
-        self.layer_idx = layer_idx
-        self.borrows_map = not is_cross and config.map_layer(kind, layer_idx) != layer_idx
-        self.lends_map = not is_cross and config.lends_map(kind, layer_idx)
+        super().__init__(config, kind, layer_idx)
+        self.borrows_map = config.map_layer(kind, layer_idx) != layer_idx
+        self.lends_map = config.lends_map(kind, layer_idx)
         self.dropout = config.attention_dropout
-        self.scale = config.head_width(kind) ** -0.5
         if not self.borrows_map:
-            self.q_proj = nn.Linear(config.d_model, width)
-            self.k_proj = nn.Linear(config.d_model, width)
-            self.transform = AttentionTransform(config, getattr(config, f"{kind}_transform"), self.num_heads)
-        self.v_proj = nn.Linear(config.d_model, width)
-        self.out_proj = nn.Linear(width, config.d_model)
-        if is_cross and config.cross_head_transform != "none":
-            self.cross_head = CrossHeadAttention(config, self.num_heads)
+            self.q_proj = nn.Linear(config.d_model, self.width)
+            self.k_proj = nn.Linear(config.d_model, self.width)
+            self.transform = make_transform(getattr(config, f"{kind}_transform"), config, self.num_heads)
+        self.v_proj = nn.Linear(config.d_model, self.width)
+        self.out_proj = nn.Linear(self.width, config.d_model)
 
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        need_weights: bool = False,
         shared_map: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C), with a boolean mask that broadcasts to (B, H, T, S) -> output (B, T, C), and weights (B, H, T, S)
-        if they are asked for or lent: without them, α-entmax attention need not hold them.
+        """Reads the states of its own side.
 
-        A layer that borrows its map takes it as `shared_map`, before dropout: each layer drops weights anew.
+        Args:
+            hidden_states: (B, T, C).
+            attention_mask: boolean, broadcastable to (B, H, T, S), true where a query may read a key.
+            shared_map: (B, H, T, S) before dropout, for a layer that borrows its map: each layer drops weights anew.
+            bias: floating, broadcastable to (B, H, T, S), added to the scores; a layer that borrows its map has none.
+            cache: of the keys and values of all layers; filled and read.
+            need_weights: without them, α-entmax attention need not hold them.
+
+        Returns:
+            output (B, T, C), and weights (B, H, T, S) if they are needed, or lent to another layer.
         """
-        key, value = self._keys_and_values(hidden_states, encoder_hidden_states, past_key_values)
-        dropout = self.dropout if self.training else 0.0
+        value = self.heads_of(self.v_proj, hidden_states)
+        key = value[..., :0] if self.borrows_map else self.heads_of(self.k_proj, hidden_states)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        dropout_p = self.dropout if self.training else 0.0
         if self.borrows_map:
             if shared_map is None:
                 raise ValueError(f"layer {self.layer_idx} has no map of its own; give the one it shares as shared_map.")
-            weights: Tensor | None = shared_map
-        else:
-            query = split_heads(self.q_proj(hidden_states), self.num_heads)
-            weights = None
-            form = None if need_weights or self.lends_map else self.transform.as_entmax()
-            if form is not None:
-                alpha, factor = form
-                context: Tensor = entmax_attention(  # type: ignore[assignment]  # a pair only with return_weights
-                    query, key, value, alpha, attention_mask, scale=self.scale * factor, dropout_p=dropout
-                )  # (B, H, T, D)
-            else:
-                scores = query * self.scale @ key.transpose(-1, -2)  # scaled before, for float16's range
-                weights = self.transform(scores, attention_mask)
-        if weights is not None:
-            context = F.dropout(weights, dropout).to(value.dtype) @ value
-        if hasattr(self, "cross_head"):
-            context = self.cross_head(hidden_states, context)
+            return self.out_proj(merge_heads(apply_weights(shared_map, value, dropout_p))), shared_map
+        context, weights = self.transform.attend(
+            self.heads_of(self.q_proj, hidden_states),
+            key,
+            value,
+            attention_mask,
+            bias,
+            scale=self.scale,
+            dropout_p=dropout_p,
+            need_weights=need_weights or self.lends_map,
+        )
         return self.out_proj(merge_heads(context)), weights
 
-    def _keys_and_values(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None, past: EncoderDecoderCache | None
-    ) -> tuple[Tensor, Tensor]:
-        source = hidden_states
-        if encoder_hidden_states is not None:
-            source = encoder_hidden_states
-            if past is not None and past.cross_attention_cache.get_seq_length(self.layer_idx) > 0:
-                layer = past.cross_attention_cache.layers[self.layer_idx]
-                return layer.keys, layer.values  # type: ignore[union-attr, return-value]
-        value = split_heads(self.v_proj(source), self.num_heads)
-        key = value[..., :0] if self.borrows_map else split_heads(self.k_proj(source), self.num_heads)
-        if past is not None:
-            cache = past.self_attention_cache if encoder_hidden_states is None else past.cross_attention_cache
-            key, value = cache.update(key, value, self.layer_idx)
-        return key, value
+
+class CrossAttentionOutput(NamedTuple):
+    """What the decoder gets from reading the audio. Recorders of attention maps and boundaries take entries 1 and 2."""
+
+    update: Tensor  # (B, U, C) of the hidden states
+    weights: Tensor | None = None  # (B, H, U, S), perhaps None where they were not needed
+    boundary: Tensor | None = None  # (B, H, U) where each head stopped; None unless it reads hard
+    penalty: Tensor | None = None  # scalar to add to the loss in training; None where none is asked for
+
+
+class CrossAttention(MultiHeadAttention):
+    """transform(Q Kᵀ / √D) V per head, of decoder states over the whole audio."""
+
+    def __init__(self, config: EntmaxAsrConfig, layer_idx: int):
+        super().__init__(config, "cross", layer_idx)
+        self.dropout = config.attention_dropout
+        self.q_proj = nn.Linear(config.d_model, self.width)
+        self.k_proj = nn.Linear(config.d_model, self.width)
+        self.transform = make_transform(config.cross_transform, config, self.num_heads)
+        self.v_proj = nn.Linear(config.d_model, self.width)
+        self.out_proj = nn.Linear(self.width, config.d_model)
+        if config.cross_head_transform != "none":
+            self.cross_head = CrossHeadAttention(config, self.num_heads)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        source_mask: Tensor | None = None,
+        cache: DynamicLayer | None = None,
+        past_tokens: int = 0,
+        target_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> CrossAttentionOutput:
+        """Reads the audio for U tokens; arguments as for `MonotonicAttention.forward`. It reads all of it for every
+        token, so that those before and the mask of the tokens change nothing."""
+        key, value = self._keys_and_values(encoder_hidden_states, cache)
+        context, weights = self.transform.attend(
+            self.heads_of(self.q_proj, hidden_states),
+            key,
+            value,
+            None if source_mask is None else source_mask[:, None, None, :],
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            need_weights=need_weights,
+        )
+        if hasattr(self, "cross_head"):
+            context = self.cross_head(hidden_states, context)
+        return CrossAttentionOutput(self.out_proj(merge_heads(context)), weights)
+
+    def _keys_and_values(self, source: Tensor, cache: DynamicLayer | None) -> tuple[Tensor, Tensor]:
+        if cache is not None and cache.get_seq_length() > 0:
+            return cache.keys, cache.values  # type: ignore[return-value]
+        key, value = self.heads_of(self.k_proj, source), self.heads_of(self.v_proj, source)
+        return (key, value) if cache is None else cache.update(key, value)

@@ -5,13 +5,19 @@ Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
+import numpy as np
 from huggingface_hub.dataclasses import strict, validated_field
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+Counts = TypeVar("Counts", int, np.ndarray, Tensor)
+
+# What each name stands for: transforms.py.
 TRANSFORMS = ("softmax", "sparsemax", "entmax15", "entmax", "topk")
-CROSS_HEAD_TRANSFORMS = ("none", "softmax", "sparsemax", "entmax15", "entmax")
+CROSS_HEAD_TRANSFORMS = ("none", *(name for name in TRANSFORMS if name != "topk"))
 POSITIVE_SIZES = (
     "vocab_size",
     "num_mel_bins",
@@ -190,9 +196,16 @@ class EntmaxAsrConfig(PreTrainedConfig):
     decoder_start_token_id: int = 1
 
     @property
-    def downsampling_factor(self) -> int:
-        """Feature frames per encoder position."""
+    def frames_per_position(self) -> int:
+        """Feature frames from one encoder position to the next: the stride of the front end."""
         return 2**self.subsampling_layers
+
+    def positions_of(self, frames: Counts) -> Counts:
+        """Encoder positions S of T feature frames, for a number, an array or a tensor of them.
+
+        T / frames_per_position, rounded up. Everything that needs lengths of the encoder's output asks here.
+        """
+        return (frames + self.frames_per_position - 1) // self.frames_per_position
 
     def heads(self, kind: str, layer: int) -> int:
         """Heads of layer `layer` in "encoder" or "decoder" self-attention, or in "cross"-attention."""
@@ -231,7 +244,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
         """Whether the monotonic heads of decoder layer `layer` carry learned gates."""
         return self.head_regularizer == "gate_l1" and layer in self.head_regularizer_layers
 
-    def validate_choices(self):
+    def validate_choices(self) -> None:
         """Refuses a name outside its list."""
         for name, known in (
             ("encoder_transform", TRANSFORMS),
@@ -245,7 +258,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not known. Use one of: {', '.join(known)}.")
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Refuses numbers outside their range."""
         for name in POSITIVE_SIZES:
             if getattr(self, name) < 1:
@@ -268,7 +281,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
                 "for the ends use the transforms 'softmax' and 'sparsemax'."
             )
 
-    def validate_heads_per_layer(self):
+    def validate_heads_per_layer(self) -> None:
         """Refuses lists that do not fit the layers, and heads that were never there."""
         for kind, side in (("encoder", "encoder"), ("decoder", "decoder"), ("cross", "decoder")):
             counts, layers = getattr(self, f"{kind}_heads_per_layer"), getattr(self, f"{side}_layers")
@@ -281,7 +294,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
                     f"{layers}, between 1 and {side}_attention_heads = {most}; None gives every layer all heads."
                 )
 
-    def validate_map_groups(self):
+    def validate_map_groups(self) -> None:
         """Refuses groups that do not cover the layers."""
         for side in ("encoder", "decoder"):
             sizes, layers = getattr(self, f"{side}_map_groups"), getattr(self, f"{side}_layers")
@@ -299,7 +312,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
                     "layers that share a map have equally many heads."
                 )
 
-    def validate_monotonic(self):
+    def validate_monotonic(self) -> None:
         """Refuses monotonic and head options that contradict each other."""
         if self.monotonic_chunk_size is not None and self.monotonic_chunk_size < 1:
             raise ValueError(

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import MultiHeadAttention
+from .attention import CrossAttention, SelfAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .encoder import FeedForward, residual
+from .layers import FeedForward, residual
 from .monotonic import MonotonicAttention
 
 
@@ -20,13 +20,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.layer_idx = layer_idx
         self.dropout = config.dropout
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.self_attn = MultiHeadAttention(config, "decoder", layer_idx)
+        self.self_attn = SelfAttention(config, "decoder", layer_idx)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.encoder_attn: MonotonicAttention | MultiHeadAttention
+        self.encoder_attn: MonotonicAttention | CrossAttention
         if config.is_monotonic(layer_idx):
             self.encoder_attn = MonotonicAttention(config, layer_idx)
         else:
-            self.encoder_attn = MultiHeadAttention(config, "cross", layer_idx)
+            self.encoder_attn = CrossAttention(config, layer_idx)
         self.ffn_layer_norm = nn.LayerNorm(config.d_model)
         self.ffn = FeedForward(config, config.decoder_ffn_dim)
 
@@ -48,17 +48,20 @@ class DecoderLayer(GradientCheckpointingLayer):
         update, weights = self.self_attn(
             self.self_attn_layer_norm(hidden_states),
             attention_mask,
-            past_key_values=past_key_values,
-            need_weights=need_weights,
             shared_map=shared_map,
+            cache=None if past_key_values is None else past_key_values.self_attention_cache,
+            need_weights=need_weights,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
-        update, penalty = self._read(
+        audio_cache = None
+        if past_key_values is not None:
+            audio_cache = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        update, _, _, penalty = self.encoder_attn(
             self.encoder_attn_layer_norm(hidden_states),
             encoder_hidden_states,
             source_mask,
-            past_key_values,
+            audio_cache,
             past_tokens,
             target_mask,
             need_weights,
@@ -67,26 +70,6 @@ class DecoderLayer(GradientCheckpointingLayer):
 
         update = self.ffn(self.ffn_layer_norm(hidden_states))
         return residual(hidden_states, update, self.dropout, self.training), penalty, weights
-
-    def _read(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        source_mask: Tensor | None,
-        past_key_values: EncoderDecoderCache | None,
-        past_tokens: int,
-        target_mask: Tensor | None,
-        need_weights: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        if isinstance(self.encoder_attn, MonotonicAttention):
-            cache = None if past_key_values is None else past_key_values.cross_attention_cache.layers[self.layer_idx]
-            update, _, _, penalty = self.encoder_attn(
-                hidden_states, encoder_hidden_states, source_mask, cache, past_tokens, target_mask, need_weights
-            )
-            return update, penalty
-        mask = None if source_mask is None else source_mask[:, None, None, :]
-        update, _ = self.encoder_attn(hidden_states, mask, encoder_hidden_states, past_key_values, need_weights)
-        return update, None
 
 
 def causal_mask(attention_mask: Tensor | None, tokens: int, past_tokens: int, device: torch.device) -> Tensor:

@@ -15,6 +15,8 @@ where the threshold t makes p sum to 1. Written with log1p it goes over continuo
 the log-sum-exp. This file is the specification: exact, in any dtype, for any shape.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -189,7 +191,7 @@ class _Entmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, alpha: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, alpha: Tensor, dim: int) -> Tensor:
         z = scores.to(_compute_dtype(scores))
         eps = (alpha.to(torch.float64) - 1).to(z.dtype)
         top = z.amax(dim, keepdim=True)
@@ -201,7 +203,7 @@ class _Entmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         p, alpha = ctx.saved_tensors
         dim = ctx.dim
         g = grad.to(p.dtype)

@@ -18,12 +18,14 @@ def entmax_attention(
     value: Tensor,
     alpha: float | Tensor,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
     is_causal: bool = False,
     scale: float | None = None,
     dropout_p: float = 0.0,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """dropout(entmax(query keyᵀ · scale + mask)) value.
+    """dropout(entmax(query keyᵀ · scale + bias, where mask allows)) value.
 
     Axes: B batch, H heads, T queries, S keys, D width of a head, E width of a value. Without `return_weights` the
     native form never holds a (T, S) matrix; this, the eager form, is the specification.
@@ -33,8 +35,9 @@ def entmax_attention(
         key: (B, H, S, D).
         value: (B, H, S, E).
         alpha: a number, or a tensor of shape (H,) or one that broadcasts to (B, H, 1, 1); in [1, 2]. 1 is softmax.
-        mask: broadcastable to (B, H, T, S): boolean, true where a query may read a key, or floating, added to the
-            scores. A query that may read nothing gets zeros, with zero gradients.
+        mask: boolean, broadcastable to (B, H, T, S), true where a query may read a key. A query that may read nothing
+            gets zeros, with zero gradients.
+        bias: floating, broadcastable to (B, H, T, S), added to the scaled scores; −∞ forbids a key as a mask does.
         is_causal: query i reads the keys 0 … i alone, besides what `mask` says.
         scale: of the scores; 1/√D by default.
         dropout_p: rate of dropout on the weights; the caller passes 0 outside training.
@@ -42,34 +45,35 @@ def entmax_attention(
 
     Returns:
         (B, H, T, E) in the dtype of `value`; with `return_weights` also (B, H, T, S). Differentiable in query, key,
-        value, α and a floating mask. For half precision the native form computes in float32 throughout, the eager form
-        the weights alone.
+        value, α and bias. For half precision the native form computes in float32 throughout, the eager form the weights
+        alone.
 
     Raises:
-        ValueError: shapes that do not fit, α outside [1, 2], dropout_p outside [0, 1].
+        ValueError: shapes, dtypes or devices that do not fit, α outside [1, 2], dropout_p outside [0, 1].
     """
-    _check_shapes(query, key, value, mask)
+    _check_shapes(query, key, value)
+    _check_over_scores(query, key, mask, bias)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p = {dropout_p} must lie in [0, 1].")
     alphas = _alpha_per_head(alpha, query)
+    _check_devices(query, key=key, value=value, alpha=alphas, mask=mask, bias=bias)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if native_entmax_attention is not None and not return_weights:
-        out = native_entmax_attention(query, key, value, alphas, mask, is_causal, scale, dropout_p)
+        out = native_entmax_attention(query, key, value, alphas, mask, bias, is_causal, scale, dropout_p)
         if out is not None:
             return out
     scores = query * scale @ key.transpose(-1, -2)  # (B, H, T, S); scaled before, for float16's range
-    allowed = mask if mask is not None and mask.dtype == torch.bool else None
-    if mask is not None and allowed is None:
-        scores = scores + mask
+    if bias is not None:
+        scores = scores + bias
     if is_causal:
         earlier = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        allowed = earlier if allowed is None else allowed & earlier
-    weights = entmax(scores, alphas, mask=allowed)
+        mask = earlier if mask is None else mask & earlier
+    weights = entmax(scores, alphas, mask=mask)
     out = F.dropout(weights, dropout_p).to(value.dtype) @ value
     return (out, weights) if return_weights else out
 
 
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not (query.dim() == key.dim() == value.dim() == 4):
         raise ValueError(f"{shapes}: each must have 4 dimensions, (batch, heads, positions, width).")
@@ -77,13 +81,35 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         raise ValueError(
             f"{shapes} do not fit: batch and heads must agree, query and key in width, key and value in positions."
         )
-    if mask is not None:
-        scores = (*query.shape[:3], key.shape[2])
-        fits = mask.dim() <= 4 and all(m in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False))
-        if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
+
+
+def _check_over_scores(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
+    """What goes over the scores (B, H, T, S): a boolean mask and a floating bias that broadcast to them."""
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask is {mask.dtype}; it must be boolean, true where a query may read a key. What is added to the scores "
+            "is the argument bias."
+        )
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(
+            f"bias is {bias.dtype}; it must be floating, to be added to the scores. What says where a query may read a "
+            "key is the argument mask, boolean."
+        )
+    scores = (*query.shape[:3], key.shape[2])
+    for name, tensor in (("mask", mask), ("bias", bias)):
+        if tensor is None:
+            continue
+        shape = tuple(tensor.shape)
+        if len(shape) > 4 or any(m not in (1, n) for m, n in zip(shape[::-1], scores[::-1], strict=False)):
+            raise ValueError(f"{name} has shape {shape}; it must broadcast to {scores}, (batch, heads, queries, keys).")
+
+
+def _check_devices(query: Tensor, **others: Tensor | None) -> None:
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != query.device:
             raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be boolean or floating and broadcast to "
-                f"{scores}."
+                f"{name} is on {tensor.device} and query on {query.device}; all must be on one device: "
+                f"{name}.to(query.device)."
             )
 
 

@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, BatchFeature, SequenceFeatureExtractor
+from transformers import AutoFeatureExtractor
 from transformers.utils import logging
 
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .speech_features import INT16_SCALE, Counts, SpeechFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
 PREEMPHASIS = 0.97
 LOWEST_FREQUENCY_HZ = 20
-INT16_SCALE = 32768.0  # Kaldi reads 16-bit samples as they are; here they are scaled to [-1, 1]
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # where Kaldi cuts off before the logarithm
-HIGHEST_AMPLITUDE = 100.0  # resampling overshoots 1 by a little; 16-bit integers kept as floats go far beyond
 STD_FLOOR = 1e-5  # a bin that never moves in an utterance becomes 0, not 0 / 0
 GLOBAL_STD_FLOOR = 0.1  # a bin that hardly moves in the training data must not be amplified without bound elsewhere
 FRAMES_PER_BLOCK = 512  # bounds the temporary arrays to about 10 MB, however long the recording
@@ -57,7 +56,7 @@ def _fft_size(window_samples: int) -> int:
     return 1 << (window_samples - 1).bit_length()
 
 
-class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
+class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
     """Log-mel filterbank features as Kaldi computes them (dither 0, whole windows only), then normalised.
 
     Args:
@@ -79,7 +78,7 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
     short. Stereo is refused: mix it down with ``audio.mean(axis=...)``.
     """
 
-    model_input_names = ["input_features", "attention_mask"]  # noqa: RUF012 (declared so by transformers)
+    frame_settings = ("feature_size", "sampling_rate", "hop_ms", "window_ms")
 
     def __init__(
         self,
@@ -140,54 +139,24 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
         """Samples in a window (N), rounded down as in Kaldi."""
         return int(self.sampling_rate * self.window_ms / 1000)
 
-    def num_frames(self, num_samples: int) -> int:
-        """The number of frames T that a recording of ``num_samples`` gives; at least 1."""
-        return 1 + max(0, num_samples - self.window_samples) // self.hop_samples
+    @property
+    def shortest_samples(self) -> int:
+        """One window."""
+        return self.window_samples
 
-    def __call__(
-        self,
-        raw_speech: Any,
-        padding: Any = True,
-        max_length: int | None = None,
-        truncation: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_tensors: Any = None,
-        sampling_rate: int | None = None,
-        return_attention_mask: bool | None = None,
-    ) -> BatchFeature:
-        """Features of one recording or of a batch.
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether ``cmvn`` is "global"."""
+        return self.cmvn == "global"
 
-        Args:
-            raw_speech: one recording, or a list of recordings of any lengths, or a 2-D array (B, samples). A recording
-                is a 1-D NumPy array, torch tensor or list of numbers (see the class for the scale).
-            padding: True or "longest", "max_length" (with ``max_length``), or False.
-            max_length: in frames; recordings longer than that are cut only if ``truncation`` is set, and then before
-                normalisation, so that what is cut away leaves no trace.
-            truncation, pad_to_multiple_of, return_tensors, return_attention_mask: as in SequenceFeatureExtractor.
-            sampling_rate: of ``raw_speech``. Give it always: a wrong rate is then an error, not a wrong transcript.
+    def num_frames(self, num_samples: Counts) -> Counts:
+        """The number of frames T that a recording of ``num_samples`` gives, at least 1; or an array of them."""
+        hops = (num_samples - self.window_samples) // self.hop_samples
+        return 1 + hops * (hops > 0)
 
-        Returns:
-            input_features (B, T, F) float32 and attention_mask (B, T), 1 where a frame is real. A recording gives the
-            same frames in a batch as alone, bit for bit.
-
-        Raises:
-            ValueError: wrong sampling rate; audio that is empty, not finite, stereo, or not scaled to [-1, 1].
-            TypeError: something else than samples, such as a file name.
-        """
-        self._check_sampling_rate(sampling_rate)
-        features = []
-        for waveform in self._waveforms(raw_speech):
-            raw = BatchFeature({"input_features": self.log_mel(waveform)})
-            kept = self._truncate(raw, max_length, pad_to_multiple_of, truncation)["input_features"]
-            features.append(self.normalize(kept).numpy())
-        return self.pad(
-            BatchFeature({"input_features": features}),
-            padding=padding,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            return_attention_mask=return_attention_mask,
-            return_tensors=return_tensors,
-        )
+    def longest_samples(self, frames: Counts) -> Counts:
+        """The last window, and all but one sample of the next hop."""
+        return self.window_samples + frames * self.hop_samples - 1
 
     @torch.no_grad()
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
@@ -204,7 +173,7 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
         features = waveform.new_empty(frames.shape[0], self.feature_size)  # (T, F)
         blocks = zip(frames.split(FRAMES_PER_BLOCK), features.split(FRAMES_PER_BLOCK), strict=True)
         for block, out in blocks:
-            block = block.double() * INT16_SCALE
+            block = block.double() * INT16_SCALE  # Kaldi reads 16-bit samples as they are
             block -= block.mean(dim=1, keepdim=True)
             before = torch.cat([block[:, :1], block[:, :-1]], dim=1)  # the first sample counts as its own predecessor
             spectrum = torch.fft.rfft((block - PREEMPHASIS * before) * window, n=_fft_size(self.window_samples))
@@ -263,76 +232,6 @@ class EntmaxAsrFeatureExtractor(SequenceFeatureExtractor):
             )
         self.cmvn, self.cmvn_mean, self.cmvn_std = "global", mean.tolist(), std.clamp(min=GLOBAL_STD_FLOOR).tolist()
         return count
-
-    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
-        if sampling_rate is None:
-            logger.warning_once(
-                f"{type(self).__name__} was not told the sampling_rate of the audio and takes it to be "
-                f"{self.sampling_rate} Hz. At another rate the features are wrong: pass sampling_rate=..."
-            )
-        elif sampling_rate != self.sampling_rate:
-            raise ValueError(
-                f"The audio has a sampling rate of {sampling_rate} Hz, this extractor needs {self.sampling_rate} Hz. "
-                "Resample the audio first."
-            )
-
-    def _waveforms(self, raw_speech: Any) -> list[torch.Tensor]:
-        """One recording or a batch of them -> a list of checked float32 waveforms (samples,)."""
-        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
-            if raw_speech.ndim == 1:
-                return [self._waveform(raw_speech, 0)]
-            if raw_speech.ndim != 2 or raw_speech.shape[1] < min(raw_speech.shape[0], self.window_samples):
-                raise ValueError(
-                    f"Audio of shape {tuple(raw_speech.shape)} is neither one recording (samples,) nor a batch "
-                    "(recordings, samples). If these are channels, mix them down: audio.mean(axis=-1)."
-                )
-        elif not isinstance(raw_speech, (list, tuple)):
-            raise TypeError(_not_samples(raw_speech))
-        if len(raw_speech) == 0:
-            raise ValueError("There is no audio: raw_speech is empty.")
-        if isinstance(raw_speech[0], numbers.Number):
-            return [self._waveform(raw_speech, 0)]
-        return [self._waveform(item, index) for index, item in enumerate(raw_speech)]
-
-    def _waveform(self, item: Any, index: int) -> torch.Tensor:
-        """One recording, checked: a fresh float32 tensor (samples,) on the CPU, in [-1, 1]."""
-        if isinstance(item, torch.Tensor):
-            item = item.detach().cpu()
-            item = item.float().numpy() if item.is_floating_point() else item.numpy()
-        elif not isinstance(item, (np.ndarray, list, tuple)):
-            raise TypeError(f"Recording {index}: {_not_samples(item)}")
-        samples = np.asarray(item)
-        if samples.ndim == 2 and 1 in samples.shape:  # one channel, written out
-            samples = samples.reshape(-1)
-        if samples.ndim != 1:
-            raise ValueError(
-                f"Recording {index} has shape {samples.shape}; it must be mono, (samples,). Mix stereo down first: "
-                "audio.mean(axis=-1) for (samples, channels), audio.mean(axis=0) for (channels, samples)."
-            )
-        if samples.size == 0:
-            raise ValueError(f"Recording {index} is empty: it holds no samples.")
-        if samples.dtype == np.int16:
-            return torch.from_numpy(samples.astype(np.float32) / np.float32(INT16_SCALE))
-        if samples.dtype.kind != "f":
-            raise ValueError(
-                f"Recording {index} holds values of type {samples.dtype}; give floats in [-1, 1] or 16-bit integers."
-            )
-        peak = np.abs(samples).max()
-        if not np.isfinite(peak):
-            first = np.flatnonzero(~np.isfinite(samples))[0]
-            raise ValueError(f"Recording {index} is not finite: sample {first} is {samples[first]}.")
-        if peak > HIGHEST_AMPLITUDE:
-            raise ValueError(
-                f"Recording {index} reaches {peak:g}; samples must be scaled to [-1, 1]. Divide 16-bit audio by 32768."
-            )
-        return torch.from_numpy(samples.astype(np.float32))  # a copy: the caller's array may be read-only
-
-
-def _not_samples(item: Any) -> str:
-    return (
-        f"expected the samples of a recording (a NumPy array, torch tensor or list of numbers), got "
-        f"{type(item).__name__}. Decode files first, for example with soundfile.read."
-    )
 
 
 EntmaxAsrFeatureExtractor.register_for_auto_class()

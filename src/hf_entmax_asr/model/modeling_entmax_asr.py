@@ -1,6 +1,7 @@
 """EntmaxAsr: an encoder-decoder speech recogniser with adaptively sparse and monotonic attention (arXiv 2209.15176)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MA
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import AttentionTransform, MultiHeadAttention
+from .attention import MultiHeadAttention, SelfAttention
+from .cache import make_cache
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
-from .encoder import EncoderLayer, sinusoidal_positions
-from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs, make_cache
+from .encoder import EncoderLayer
+from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .layers import sinusoidal_positions
 from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
-from .subsampling import Conv2dSubsampling, frame_mask, position_mask, subsampled_length
+from .subsampling import front_end, position_mask
+from .transforms import AttentionTransform, LearnedEntmax
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -53,8 +57,8 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, AttentionTransform) and module.kind == "entmax":
-            init.constant_(module.alpha_logit, module.initial_alpha_logit)
+        elif isinstance(module, AttentionTransform):
+            module.reset_parameters()
         elif isinstance(module, MonotonicAttention):
             init.constant_(module.energy_bias, self.config.energy_bias_init)
             if hasattr(module, "gate"):
@@ -62,15 +66,13 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 
     def _get_feat_extract_output_lengths(self, input_lengths: Tensor) -> Tensor:
         """Encoder positions of utterances of `input_lengths` feature frames."""
-        for _ in range(self.config.subsampling_layers):
-            input_lengths = subsampled_length(input_lengths)
-        return input_lengths
+        return self.config.positions_of(input_lengths)
 
     def position_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
         if attention_mask is None:
             return None
-        return position_mask(attention_mask, self.config.subsampling_layers)
+        return position_mask(attention_mask, self.config.frames_per_position)
 
     def _needs_weights(self, kwargs: dict) -> bool:
         """Whether attention maps were asked for: without them, α-entmax attention need not hold them."""
@@ -80,11 +82,11 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     """Features -> encoder states."""
 
-    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": SelfAttention}  # noqa: RUF012
 
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)
-        self.subsampling = Conv2dSubsampling(config)
+        self.subsampling = front_end(config)
         self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.gradient_checkpointing = False
@@ -93,16 +95,10 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs
+        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple | BaseModelOutput:
         """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
-        if input_features.dim() != 3 or input_features.shape[-1] != self.config.num_mel_bins:
-            raise ValueError(
-                f"input_features has shape {tuple(input_features.shape)}; it must be (batch, frames, "
-                f"{self.config.num_mel_bins}), as EntmaxAsrFeatureExtractor makes it."
-            )
-        mask = None if attention_mask is None else frame_mask(attention_mask)
-        x, mask = self.subsampling(input_features.to(self.subsampling.projection.weight.dtype), mask)  # (B, S, C)
+        x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
         positions = torch.arange(x.shape[1], device=x.device)
         x = x * math.sqrt(self.config.d_model) + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         x = dropout(x, self.config.dropout, self.training)
@@ -120,11 +116,8 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
     main_input_name = "input_ids"
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": DecoderLayer,
-        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": [
-            OutputRecorder(MultiHeadAttention, index=1, layer_name="encoder_attn"),
-            OutputRecorder(MonotonicAttention, index=1, layer_name="encoder_attn"),
-        ],
+        "attentions": SelfAttention,
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="encoder_attn"),
         "boundaries": OutputRecorder(MonotonicAttention, index=2, layer_name="encoder_attn"),
     }
 
@@ -147,7 +140,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | EntmaxAsrDecoderOutput:
         """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C) and encoder_attention_mask
         (B, S) -> last_hidden_state (B, U, C)."""
@@ -213,7 +206,7 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | EntmaxAsrModelOutput:
         """Arguments as for `EntmaxAsrForConditionalGeneration.forward`."""
         if encoder_outputs is None:
@@ -232,18 +225,7 @@ class EntmaxAsrModel(EntmaxAsrPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        return EntmaxAsrModelOutput(
-            last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
-            decoder_hidden_states=decoder_outputs.hidden_states,
-            decoder_attentions=decoder_outputs.attentions,
-            cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
-            head_penalty=decoder_outputs.head_penalty,
-            boundaries=decoder_outputs.boundaries,
-        )
+        return EntmaxAsrModelOutput.of_sides(encoder_outputs, decoder_outputs)
 
 
 class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGenerationMixin):
@@ -268,7 +250,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers; the CTC head follows."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         if hasattr(self, "ctc_head"):
@@ -288,7 +270,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple | EntmaxAsrSeq2SeqLMOutput:
         """
         Args:
@@ -328,32 +310,32 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         logits = self.lm_head(outputs.last_hidden_state)
         parts: dict[str, Tensor] = {}
         if labels is not None:
-            ctc_logits = None
-            if self.config.ctc_loss_weight > 0:
-                ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
-                parts["ctc_logits"] = ctc_logits.detach()
-            parts |= recognition_losses(
-                self.config,
-                logits,
-                labels,
-                ctc_logits=ctc_logits,
-                source_mask=self.position_mask(attention_mask),
-                head_penalty=outputs.head_penalty,
-                num_items_in_batch=num_items_in_batch,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-            )
-        return EntmaxAsrSeq2SeqLMOutput(
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            decoder_hidden_states=outputs.decoder_hidden_states,
-            decoder_attentions=outputs.decoder_attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-            encoder_hidden_states=outputs.encoder_hidden_states,
-            encoder_attentions=outputs.encoder_attentions,
-            boundaries=outputs.boundaries,
-            **parts,
+            parts = self._losses(outputs, logits, labels, self.position_mask(attention_mask), num_items_in_batch)
+        return EntmaxAsrSeq2SeqLMOutput.of_model(outputs, logits=logits, **parts)
+
+    def _losses(
+        self,
+        outputs: EntmaxAsrModelOutput,
+        logits: Tensor,
+        labels: Tensor,
+        source_mask: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """The loss and its parts (see `recognition_losses`), with the CTC logits where there is a CTC head."""
+        ctc_logits = None
+        if self.config.ctc_loss_weight > 0:
+            ctc_logits = self.ctc_head(outputs.encoder_last_hidden_state)
+        losses = recognition_losses(
+            self.config,
+            logits,
+            labels,
+            ctc_logits=ctc_logits,
+            source_mask=source_mask,
+            head_penalty=outputs.head_penalty,
+            num_items_in_batch=num_items_in_batch,
+            label_smoothing=self.config.label_smoothing if self.training else 0.0,
         )
+        return losses if ctc_logits is None else {"ctc_logits": ctc_logits.detach(), **losses}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """(B, U) labels, −100 where padded -> (B, U) decoder inputs: shifted right behind the start token."""
@@ -366,7 +348,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         return {
             name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
             for name, module in self.named_modules()
-            if isinstance(module, AttentionTransform) and module.kind == "entmax"
+            if isinstance(module, LearnedEntmax)
         }
 
     def gates(self) -> dict[str, Tensor]:

@@ -10,13 +10,13 @@ from .alignment import (
     preserve_mass,
     soft_window,
 )
-from .attention import CrossHeadAttention, merge_heads, split_heads
+from .attention import CrossAttentionOutput, CrossHeadAttention, MultiHeadAttention, merge_heads
+from .cache import MonotonicLayer
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .generation_entmax_asr import MonotonicLayer
 from .reading import hard_reading, hard_stops
 
 
-class MonotonicAttention(nn.Module):
+class MonotonicAttention(MultiHeadAttention):
     """Monotonic multi-head cross-attention (Ma et al. 2020, arXiv 1909.12406; paper Sec. III-B).
 
     Every head walks over the audio on its own and never back. Training uses the expected alignment of noisy energies;
@@ -24,20 +24,16 @@ class MonotonicAttention(nn.Module):
     """
 
     def __init__(self, config: EntmaxAsrConfig, layer_idx: int):
-        super().__init__()
+        super().__init__(config, "cross", layer_idx)
         self.config = config
-        self.layer_idx = layer_idx
-        self.num_heads = config.heads("cross", layer_idx)
-        width = self.num_heads * config.head_width("cross")
-        self.scale = config.head_width("cross") ** -0.5
-        self.q_proj = nn.Linear(config.d_model, width)
-        self.k_proj = nn.Linear(config.d_model, width)
-        self.v_proj = nn.Linear(config.d_model, width)
-        self.out_proj = nn.Linear(width, config.d_model)
+        self.q_proj = nn.Linear(config.d_model, self.width)
+        self.k_proj = nn.Linear(config.d_model, self.width)
+        self.v_proj = nn.Linear(config.d_model, self.width)
+        self.out_proj = nn.Linear(self.width, config.d_model)
         self.energy_bias = nn.Parameter(torch.empty(self.num_heads))
         if config.monotonic_chunk_size != 1:
-            self.window_q_proj = nn.Linear(config.d_model, width)
-            self.window_k_proj = nn.Linear(config.d_model, width)
+            self.window_q_proj = nn.Linear(config.d_model, self.width)
+            self.window_k_proj = nn.Linear(config.d_model, self.width)
         if config.has_gates(layer_idx):
             self.gate = nn.Parameter(torch.empty(self.num_heads))
         if config.cross_head_transform != "none":
@@ -51,8 +47,8 @@ class MonotonicAttention(nn.Module):
         cache: MonotonicLayer | None = None,
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
-        need_weights: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        need_weights: bool = False,
+    ) -> CrossAttentionOutput:
         """Reads the audio for U tokens.
 
         Args:
@@ -63,12 +59,8 @@ class MonotonicAttention(nn.Module):
             past_tokens: how many tokens the cache has behind it.
             target_mask: (B, U) boolean, true where a token is real; padding does not count in the head penalty.
             need_weights: without them, heads that read one position hard need not look at the whole audio.
-
-        Returns:
-            output (B, U, C); weights (B, H, U, S), perhaps None if not needed; boundaries (B, H, U), None unless hard;
-            head penalty, a scalar to add to the loss in training, None where the configuration asks for none here.
         """
-        query = split_heads(self.q_proj(hidden_states), self.num_heads) * self.scale
+        query = self.heads_of(self.q_proj, hidden_states) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
         if self._reads_hard() and self.config.monotonic_chunk_size == 1 and not need_weights:
             start = self._first_start(cache, past_tokens)
@@ -77,18 +69,18 @@ class MonotonicAttention(nn.Module):
             )
             if cache is not None:
                 cache.record(stops, past_tokens)
-            return self._output(hidden_states, context), None, stops, None
+            return CrossAttentionOutput(self._output(hidden_states, context), boundary=stops)
         energy = (query @ key.transpose(-1, -2)).float() + self.energy_bias.float().view(-1, 1, 1)
         if self.training and self.config.energy_noise_std > 0:
             energy = energy + torch.randn_like(energy) * self.config.energy_noise_std
         window_energy = energy
         if window_key is not None:
-            window_query = split_heads(self.window_q_proj(hidden_states), self.num_heads) * self.scale
+            window_query = self.heads_of(self.window_q_proj, hidden_states) * self.scale
             window_energy = (window_query @ window_key.transpose(-1, -2)).float()
         weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
         output = self._output(hidden_states, weights.to(value.dtype) @ value)
         penalty = self._penalty(energy, alignment, source_mask, target_mask) if self.training else None
-        return output, weights, boundary, penalty
+        return CrossAttentionOutput(output, weights, boundary, penalty)
 
     def active_heads(self) -> Tensor:
         """(H,) boolean: heads that take part; one whose gate is 0 does not, and decoding need not wait for it."""
@@ -99,11 +91,11 @@ class MonotonicAttention(nn.Module):
     def _keys_and_values(self, source: Tensor, cache: MonotonicLayer | None) -> tuple[Tensor, Tensor, Tensor | None]:
         if cache is not None and cache.get_seq_length() > 0:
             return cache.keys, cache.values, cache.window_keys  # type: ignore[return-value]
-        key = split_heads(self.k_proj(source), self.num_heads)
-        value = split_heads(self.v_proj(source), self.num_heads)
+        key = self.heads_of(self.k_proj, source)
+        value = self.heads_of(self.v_proj, source)
         window_key = None
         if self.config.monotonic_chunk_size != 1:
-            window_key = split_heads(self.window_k_proj(source), self.num_heads)
+            window_key = self.heads_of(self.window_k_proj, source)
         if cache is not None:
             cache.update(key, value)
             cache.window_keys = window_key

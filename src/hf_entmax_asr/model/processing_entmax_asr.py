@@ -19,7 +19,7 @@ class EntmaxAsrProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "return_tensors": "pt"}  # noqa: RUF012 (as in transformers)
     audio_kwargs = {"return_tensors": "pt"}  # noqa: RUF012 (as in transformers)
 
-    def __init__(self, feature_extractor, tokenizer):
+    def __init__(self, feature_extractor: Any, tokenizer: Any):
         super().__init__(feature_extractor, tokenizer)
 
     def __call__(self, audio: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:

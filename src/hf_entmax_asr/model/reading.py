@@ -10,6 +10,8 @@ try:  # the native form, where the package is installed; this file also travels 
 except ImportError:
     native_hard_reading = None  # type: ignore[assignment]
 
+POSITION_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8)
+
 
 def hard_stops(
     energy: Tensor, start: Tensor | None = None, source_mask: Tensor | None = None, rule: str = "threshold"
@@ -57,11 +59,73 @@ def hard_reading(
 
     Returns:
         context (B, H, U, E) in the dtype of `value`, boundary (B, H, U) integer.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, audio without positions, an unknown rule, or a start that
+            is no position of the audio (looked for on the CPU, where that waits for nothing).
     """
+    _check_heads(query, key, value, bias)
+    _check_start_and_mask(key, start, source_mask)
+    everything = {"key": key, "value": value, "bias": bias, "start": start, "source_mask": source_mask}
+    for name, tensor in everything.items():
+        if tensor is not None and tensor.device != query.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and query on {query.device}; all must be on one device: "
+                f"{name}.to(query.device)."
+            )
     if native_hard_reading is not None:
         read = native_hard_reading(query, key, value, bias, start, source_mask, rule)
         if read is not None:
             return read
+    _check_start_range(start, key.shape[2])
     energy = (query @ key.transpose(-1, -2)).float() + bias.float().view(-1, 1, 1)
     boundary = hard_stops(energy, start, source_mask, rule)
     return value.gather(2, boundary.unsqueeze(-1).expand(*boundary.shape, value.shape[-1])), boundary
+
+
+def _check_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not (query.dim() == key.dim() == value.dim() == 4):
+        raise ValueError(
+            f"{shapes}: each must have 4 dimensions, (batch, heads, tokens, width) for query and (batch, heads, "
+            "positions, width) for key and value."
+        )
+    if query.shape[:2] != key.shape[:2] or key.shape[:3] != value.shape[:3] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"{shapes} do not fit: batch and heads must agree, query and key in width, key and value in positions."
+        )
+    if not key.shape[2]:
+        raise ValueError(f"{shapes}: there is no position to read; audio must have at least one.")
+    if bias.shape != query.shape[1:2]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({query.shape[1]},), one number a head.")
+    dtypes = {"query": query.dtype, "key": key.dtype, "value": value.dtype, "bias": bias.dtype}
+    for name, dtype in dtypes.items():
+        if not dtype.is_floating_point:
+            raise ValueError(f"{name} has dtype {dtype}; it must be floating point.")
+    if query.dtype != key.dtype:
+        raise ValueError(f"query has dtype {query.dtype} and key {key.dtype}; they must have the same.")
+
+
+def _check_start_and_mask(key: Tensor, start: Tensor | None, source_mask: Tensor | None) -> None:
+    batch, heads, positions, _ = key.shape
+    if start is not None and (start.shape != (batch, heads) or start.dtype not in POSITION_DTYPES):
+        raise ValueError(
+            f"start is {start.dtype} of shape {tuple(start.shape)}; it must be a signed integer of shape "
+            f"{(batch, heads)}, (batch, heads)."
+        )
+    if source_mask is not None and (source_mask.shape != (batch, positions) or source_mask.dtype != torch.bool):
+        raise ValueError(
+            f"source_mask is {source_mask.dtype} of shape {tuple(source_mask.shape)}; it must be boolean of shape "
+            f"{(batch, positions)}, (batch, positions), true where real."
+        )
+
+
+def _check_start_range(start: Tensor | None, positions: int) -> None:
+    if start is None or not start.numel() or start.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = (int(end) for end in torch.aminmax(start))
+    if low < 0 or high >= positions:
+        raise ValueError(
+            f"start lies in [{low}, {high}]; a head stands at one of the positions 0 … {positions - 1} of the audio. "
+            "Give the boundaries that reading this same audio returned, or None for its beginning."
+        )

@@ -1,18 +1,56 @@
-"""The convolutional front: feature frames to encoder positions."""
+"""The front end: feature frames to encoder positions."""
 
+import torch
 from torch import Tensor, nn
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
 
-class Conv2dSubsampling(nn.Module):
-    """One or two convolutions 3x3 of stride 2 over time and mel bins, each with ReLU, then a projection to width C.
+class FrontEnd(nn.Module):
+    """What the encoder asks of a front end, whatever it is made of.
 
-    Padding is cleared before every convolution, so a padded utterance gives the same positions as the utterance alone.
+    It turns T frames into `EntmaxAsrConfig.positions_of(T)` positions, position s centred on frame
+    s · `frames_per_position`, and an utterance that is padded gives the same positions as the utterance alone.
     """
 
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__()
+        self.num_mel_bins = config.num_mel_bins
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: features are cast to it. Quantised weights, which are integers, do not count."""
+        floating = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Features (B, T, F) and mask (B, T), true or nonzero where a frame is real -> positions (B, S, C) and their
+        boolean mask (B, S).
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        if input_features.dim() != 3 or input_features.shape[-1] != self.num_mel_bins:
+            raise ValueError(
+                f"input_features has shape {tuple(input_features.shape)}; it must be (batch, frames, "
+                f"{self.num_mel_bins}), as EntmaxAsrFeatureExtractor makes it."
+            )
+        mask = None if attention_mask is None else frame_mask(attention_mask)
+        return self.subsample(input_features.to(self.dtype), mask)
+
+    def subsample(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, of features in the right dtype and a boolean mask."""
+        raise NotImplementedError
+
+
+class Conv2dSubsampling(FrontEnd):
+    """One or two convolutions 3x3 of stride 2 over time and mel bins, each with ReLU, then a projection to width C.
+
+    Padding is cleared before every convolution.
+    """
+
+    def __init__(self, config: EntmaxAsrConfig):
+        super().__init__(config)
         channels = config.subsampling_channels
         self.convolutions = nn.ModuleList(
             nn.Conv2d(1 if layer == 0 else channels, channels, kernel_size=3, stride=2, padding=1)
@@ -20,18 +58,22 @@ class Conv2dSubsampling(nn.Module):
         )
         bins = config.num_mel_bins
         for _ in self.convolutions:
-            bins = subsampled_length(bins)
+            bins = (bins + 1) // 2
         self.projection = nn.Linear(channels * bins, config.d_model)
 
-    def forward(self, input_features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Features (B, T, F) and mask (B, T) boolean -> positions (B, S, C) and their mask (B, S)."""
-        x = input_features.unsqueeze(1)  # (B, 1, T, F)
+    def subsample(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = x.unsqueeze(1)  # (B, 1, T, F)
         for convolution in self.convolutions:
             if mask is not None:
                 x = x.masked_fill(~mask[:, None, :, None], 0.0)
-                mask = subsampled_mask(mask)
+                mask = mask[:, ::2]
             x = convolution(x).relu()  # (B, channels, T/2, F/2)
         return self.projection(x.transpose(1, 2).flatten(2)), mask
+
+
+def front_end(config: EntmaxAsrConfig) -> FrontEnd:
+    """The front end that the configuration names."""
+    return Conv2dSubsampling(config)
 
 
 def frame_mask(attention_mask: Tensor) -> Tensor:
@@ -39,19 +81,6 @@ def frame_mask(attention_mask: Tensor) -> Tensor:
     return (attention_mask[:, :, -1] if attention_mask.dim() == 3 else attention_mask).bool()
 
 
-def position_mask(attention_mask: Tensor, layers: int) -> Tensor:
-    """Mask of frames (B, T) -> boolean mask (B, S) of the positions that `layers` convolutions make of them."""
-    mask = frame_mask(attention_mask)
-    for _ in range(layers):
-        mask = subsampled_mask(mask)
-    return mask
-
-
-def subsampled_length(length):
-    """Positions that one convolution makes of `length` frames (a number or a tensor of numbers): half, rounded up."""
-    return (length + 1) // 2
-
-
-def subsampled_mask(mask: Tensor) -> Tensor:
-    """(B, T) -> (B, ceil(T/2)): a position is real where the frame at its centre is."""
-    return mask[:, ::2]
+def position_mask(attention_mask: Tensor, frames_per_position: int) -> Tensor:
+    """Mask of frames (B, T) -> boolean mask of positions (B, S): one is real where the frame at its centre is."""
+    return frame_mask(attention_mask)[:, ::frames_per_position]

@@ -16,6 +16,7 @@ def example_of(model: Any, processor: Any, row: Mapping[str, Any], head: tuple[i
     """One row of a data set as an `Example` for the report: recognised greedily, with maps and hard stops.
 
     Args:
+        row: with the columns id, audio and text, as `load_folder` gives it.
         head: (layer, head) whose stops carry the tokens; the first one by default.
     """
     rate = processor.feature_extractor.sampling_rate

@@ -1,18 +1,18 @@
 """Smaller models out of trained ones: layers that share attention maps, and heads removed for good."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.document import AnalysedModel, AnalysisDocument, load_analysis, tensor_of
 from hf_entmax_asr.analysis.reuse import RedundantHead, WaitedForHead, redundant_heads, waited_for_heads
 from hf_entmax_asr.model.attention import MultiHeadAttention
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
-from hf_entmax_asr.model.monotonic import MonotonicAttention
 
 HeadOrder = Mapping[str, Sequence[int]]
 Removed = dict[str, set[int]]  # numbers of heads, by module
@@ -109,8 +109,8 @@ def remove_heads(
 
 def attention_modules(model: EntmaxAsrForConditionalGeneration) -> dict[str, Any]:
     """All self- and cross-attention modules, by the names that `alphas()` and an analysis give them."""
-    kinds = (MultiHeadAttention, MonotonicAttention)
-    return {name.removeprefix("model."): module for name, module in model.named_modules() if isinstance(module, kinds)}
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, MultiHeadAttention))
+    return {name.removeprefix("model."): module for name, module in found}
 
 
 def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
@@ -126,23 +126,21 @@ def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
 
 
 def redundant_of(
-    config: EntmaxAsrConfig, document: Mapping[str, Any], count: int
+    config: EntmaxAsrConfig, document: AnalysisDocument, count: int
 ) -> tuple[Removed, list[RedundantHead]]:
     """The `count` encoder heads that an analysis found most redundant, for `remove_heads`, and why they are.
 
     Those of layers that share a map go together and count once.
 
     Raises:
-        ValueError: as for `redundant_heads`, or a document without the agreement of heads.
+        ValueError: as for `redundant_heads`.
     """
-    agreement = document.get("agreement")
-    if not agreement:
-        raise ValueError("the analysis says nothing of the agreement of heads; make it anew with scripts/analyze.py.")
+    agreement = document.agreement
     layers = range(config.encoder_layers)
     names = {f"encoder.layers.{layer}.self_attn": config.map_layer("encoder", layer) for layer in layers}
-    own = [i for i, (name, _) in enumerate(agreement["heads"]) if name == f"encoder.layers.{names[name]}.self_attn"]
-    js_bits = torch.tensor(agreement["js_bits"], dtype=torch.float64)[own][:, own]
-    found = redundant_heads([tuple(agreement["heads"][i]) for i in own], js_bits, count)
+    own = [i for i, (name, _) in enumerate(agreement.heads) if name == f"encoder.layers.{names[name]}.self_attn"]
+    js_bits = tensor_of(agreement.js_bits)[own][:, own]
+    found = redundant_heads([agreement.heads[i] for i in own], js_bits, count)
     removed: Removed = {}
     for head in found:
         for name, source in names.items():
@@ -152,7 +150,7 @@ def redundant_of(
 
 
 def waited_for_of(
-    model: EntmaxAsrForConditionalGeneration, document: Mapping[str, Any], count: int
+    model: EntmaxAsrForConditionalGeneration, document: AnalysisDocument, count: int
 ) -> tuple[Removed, list[WaitedForHead]]:
     """The `count` monotonic heads that decoding waited for most in an analysis, for `remove_heads`, and how much.
 
@@ -161,41 +159,34 @@ def waited_for_of(
     Raises:
         ValueError: as for `waited_for_heads`, or a model or a document without monotonic heads.
     """
-    measured = document.get("monotonic")
-    if not measured:
+    measured = document.monotonic
+    if measured is None:
         raise ValueError("the analysis holds no monotonic heads: nothing waits for the heads of full cross-attention.")
     off = gated_off(model)
     rows = [
         i
-        for i, (layer, head) in enumerate(measured["heads"])
+        for i, (layer, head) in enumerate(measured.heads)
         if head not in off.get(f"decoder.layers.{layer}.encoder_attn", ())
     ]
-    heads = [(layer, head) for layer, head in (measured["heads"][i] for i in rows)]
-    last_share, lag = (_known(measured[name][i] for i in rows) for name in ("last_share", "lag_seconds"))
-    found = waited_for_heads(heads, last_share, lag, count)
+    last_share, lag = (tensor_of(values)[rows].tolist() for values in (measured.last_share, measured.lag_seconds))
+    found = waited_for_heads([measured.heads[i] for i in rows], last_share, lag, count)
     removed: Removed = {}
     for head in found:
         removed.setdefault(f"decoder.layers.{head.layer}.encoder_attn", set()).add(head.head)
     return removed, found
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
-
-
-def read_analysis(path: Path, config: EntmaxAsrConfig) -> dict[str, Any]:
+def read_analysis(path: Path, config: EntmaxAsrConfig) -> AnalysisDocument:
     """An analysis that scripts/analyze.py wrote, if it can be one of a model with this configuration.
 
     Raises:
-        ValueError: it cannot be read, or is of another model.
+        ValueError: it cannot be read (`DocumentError`), or is of another model.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no analysis that can be read: {error}") from error
-    for name, value in document.get("model", {}).items():
-        if getattr(config, name, value) != value:
-            raise ValueError(f"{path} is of another model: {name} is {value} there and {getattr(config, name)} here.")
+    document = load_analysis(path)
+    there, here = (dataclasses.asdict(model) for model in (document.model, AnalysedModel.of(config)))
+    for name, value in there.items():
+        if value != here[name]:
+            raise ValueError(f"{path} is of another model: {name} is {value} there and {here[name]} here.")
     return document
 
 

@@ -57,7 +57,7 @@ def transcribe_files(
             seconds = len(waveform) / rate
             if seconds > max_seconds:
                 raise ValueError(f"it lasts {seconds:.1f} s, the limit is {max_seconds:g} s; cut it at pauses first")
-            if len(waveform) < processor.feature_extractor.window_samples:
+            if len(waveform) < processor.feature_extractor.shortest_samples:
                 raise ValueError(f"it lasts {seconds:.3f} s, less than one analysis window")
             features = SpeechSeq2SeqCollator(processor)([{"audio": waveform}])["input_features"][0]
             group.append(Transcript(str(file), seconds=round(seconds, 3)))

@@ -11,7 +11,7 @@ import torch
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import read_corpus
-from hf_entmax_asr.model.subsampling import subsampled_length
+from hf_entmax_asr.model.speech_features import SpeechFeatureExtractor
 from hf_entmax_asr.recognition.batches import cut_batches
 
 logger = logging.getLogger(__name__)
@@ -93,28 +93,26 @@ class Utterances:
         return digest.hexdigest()[:16]
 
 
-def count_positions(frames: np.ndarray, subsampling_layers: int) -> np.ndarray:
-    """Encoder positions of so many frames: each stride-2 convolution halves, rounding up."""
-    for _ in range(subsampling_layers):
-        frames = subsampled_length(frames)
-    return frames
+def seconds_per_position(model: Any, processor: Any) -> float:
+    """From one encoder position to the next."""
+    return model.config.frames_per_position * processor.feature_extractor.seconds_per_frame
 
 
 def prepare_split(rows: Any, processor: Any) -> Utterances:
     """Tokenise a split and count its frames; `rows` has the columns id, audio, text and duration (seconds)."""
     texts = list(rows["text"])
-    extractor = processor.feature_extractor
-    rate = extractor.sampling_rate
+    extractor: SpeechFeatureExtractor = processor.feature_extractor
+    samples = np.round(np.array(rows["duration"], dtype=float) * extractor.sampling_rate).astype(int)
     return Utterances(
         rows=rows,
         ids=list(rows["id"]),
         texts=texts,
         labels=list(processor.tokenizer(texts).input_ids) if texts else [],
-        frames=np.array([extractor.num_frames(round(d * rate)) for d in rows["duration"]], dtype=int),
+        frames=extractor.num_frames(samples),
     )
 
 
-def cache_features(utterances: Utterances, feature_extractor: Any, megabytes: float) -> bool:
+def cache_features(utterances: Utterances, feature_extractor: SpeechFeatureExtractor, megabytes: float) -> bool:
     """Compute the features of a split once and keep them as float16, if they fit; returns whether they do.
 
     The exact frame counts replace those derived from the durations.
@@ -132,7 +130,7 @@ def cache_features(utterances: Utterances, feature_extractor: Any, megabytes: fl
 
 
 def extract_in_batches(
-    utterances: Utterances, feature_extractor: Any
+    utterances: Utterances, feature_extractor: SpeechFeatureExtractor
 ) -> Iterator[tuple[tuple[int, ...], torch.Tensor, list[int]]]:
     """(indices, features (B, T, F), real frames of each), shortest utterances first."""
     most_frames = max(_FRAMES_PER_EXTRACTION, int(utterances.frames.max()))

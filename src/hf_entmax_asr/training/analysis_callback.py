@@ -1,24 +1,26 @@
 """The analysis of a model while it is trained, on a few utterances, every so many steps; and a page of it at the end.
 
-FOLDER/step-00001000.json      the document of `hf_entmax_asr.recognition.inspection.analyze` after so many steps
+FOLDER/step-00001000.json      the document of `hf_entmax_asr.recognition.analyze` after so many steps
 FOLDER/index.html              a page of the last one, with what changed over training; its numbers: analysis.json
 """
 
+import dataclasses
 import importlib.util
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from hf_entmax_asr.analysis.document import AnalysisDocument, load_analysis, save_analysis
 from hf_entmax_asr.analysis.report import write_report
-from hf_entmax_asr.recognition.inspection import Labels, analyze, save_analysis
+from hf_entmax_asr.evenly_spaced import evenly_spaced
+from hf_entmax_asr.recognition.inspection import analyze
+from hf_entmax_asr.recognition.phoneme_labels import Labels
 from hf_entmax_asr.recognition.utterances import DataError
 
 logger = logging.getLogger(__name__)
@@ -61,9 +63,8 @@ class AnalysisCallback(TrainerCallback):
         short = [i for i, seconds in enumerate(rows["duration"]) if seconds <= MAX_SECONDS]
         if not short:
             raise DataError(f"none of the {len(rows)} utterances to analyse is at most {MAX_SECONDS:g} s long.")
-        chosen = np.linspace(0, len(short) - 1, min(max_utterances, len(short))).round().astype(int)
         self.processor, self.labels = processor, labels
-        self.rows = rows.select([short[i] for i in chosen])
+        self.rows = rows.select([short[i] for i in evenly_spaced(len(short), max_utterances)])
         self.folder, self.every_steps = Path(folder), every_steps
         self.name, self.data = name, data
 
@@ -97,9 +98,8 @@ class AnalysisCallback(TrainerCallback):
         """Analyse the model as it is after `step` steps; returns the file."""
         with torch.random.fork_rng(devices=[]):
             document = analyze(getattr(model, "module", model), self.processor, self.rows, labels=self.labels)
-        document |= {"step": step, "data": self.data}
-        if self.name is not None:
-            document["checkpoint"] = f"{self.name} after {step:,} steps"
+        checkpoint = document.checkpoint if self.name is None else f"{self.name} after {step:,} steps"
+        document = dataclasses.replace(document, step=step, data=self.data, checkpoint=checkpoint)
         return save_analysis(document, self.folder / f"step-{step:08d}.json")
 
 
@@ -109,10 +109,10 @@ def analysis_files(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(step), path) for step, path in files.items() if step.isdigit()))
 
 
-def newest_analysis(folder: Path) -> dict[str, Any] | None:
+def newest_analysis(folder: Path) -> AnalysisDocument | None:
     """The last of them, None where there is none."""
     files = list(analysis_files(folder).values())
-    return _read(files[-1]) if files else None
+    return load_analysis(files[-1]) if files else None
 
 
 def drop_analyses_after(folder: Path, step: int) -> None:
@@ -121,7 +121,7 @@ def drop_analyses_after(folder: Path, step: int) -> None:
         if made_after > step:
             path.unlink()
     numbers = folder / "analysis.json"
-    if numbers.is_file() and _read(numbers).get("step", 0) > step:  # one without a step is not of a run
+    if numbers.is_file() and (load_analysis(numbers).step or 0) > step:  # one without a step is not of a run
         for path in (numbers, folder / "index.html", *folder.glob("*.png")):
             path.unlink(missing_ok=True)
 
@@ -135,24 +135,21 @@ def write_page(folder: Path, history: Sequence[Mapping[str, Any]] | None = None)
     files = list(analysis_files(folder).values())
     if not files:
         return None
-    document = _read(files[-1])
+    document = load_analysis(files[-1])
     save_analysis(document, folder / "analysis.json")
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("no page of the analyses in %s: it needs matplotlib (pip install matplotlib)", folder)
         return None
     if history is None:
-        history = [_heads(_read(path)) for path in files]
-    page = write_report(document, folder, history=history, over_training=map(_read, files))
+        history = [_history_row(load_analysis(path)) for path in files]
+    page = write_report(document, folder, history=history, over_training=map(load_analysis, files))
     logger.info("what the attention does: %s", page)
     return page
 
 
-def _heads(document: Mapping[str, Any]) -> dict[str, Any]:
+def _history_row(document: AnalysisDocument) -> dict[str, Any]:
     """α and gates of an analysis in the form of a row of history.jsonl."""
-    modules = document["modules"]
-    heads = {key: {name: module[key] for name, module in modules.items() if key in module} for key in ("alpha", "gate")}
-    return {"step": document["step"], **heads}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    modules = document.modules.items()
+    alphas = {name: module.alpha for name, module in modules if module.alpha is not None}
+    gates = {name: module.gate for name, module in modules if module.gate is not None}
+    return {"step": document.step, "alpha": alphas, "gate": gates}

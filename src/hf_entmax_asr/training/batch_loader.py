@@ -84,6 +84,7 @@ def batch_loader(
         train.frames,
         train.tokens,
         options,
+        frames_at=processor.feature_extractor.frames_at,
         accumulation_steps=section.accumulation_steps,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

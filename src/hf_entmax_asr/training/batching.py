@@ -5,14 +5,14 @@ the epoch and the next batch in it, and every process can compute the whole plan
 the token count of the others', which makes the gradient of a step the mean over the tokens of all processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hf_entmax_asr.recognition.batches import MAX_UTTERANCES, cut_batches
 
-_HOPS_PER_WINDOW = 2.5  # 25 ms over 10 ms; with other windows the frames at other speeds are off by one or so
+FramesAt = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (frames, speeds) -> frames at these speeds
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,6 @@ def draw_speeds(count: int, options: BatchOptions, epoch: int) -> np.ndarray:
     return np.random.default_rng([options.seed, epoch, 2]).choice(options.speeds, count)
 
 
-def frames_at(frames: np.ndarray, speeds: np.ndarray | float) -> np.ndarray:
-    """Feature frames at these speeds: the most that they can be, for so many frames leave up to a hop of samples over.
-
-    With w hops to a window, T frames have less than T + w hops, and h hops give at most h - w + 1 frames.
-    """
-    most = np.floor((frames + _HOPS_PER_WINDOW) / speeds - _HOPS_PER_WINDOW + 1)
-    return np.where(np.equal(speeds, 1), frames, np.maximum(1, most)).astype(int)
-
-
 def plan_epoch(frames: np.ndarray, options: BatchOptions, epoch: int) -> list[tuple[int, ...]]:
     """The batches of one epoch; the same arguments always give the same plan.
 
@@ -113,17 +104,22 @@ class BatchStream:
         tokens: Sequence[int] | np.ndarray,
         options: BatchOptions,
         *,
+        frames_at: FramesAt | None = None,
         accumulation_steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
         epoch: int = 0,
         next_index: int = 0,
     ) -> None:
-        """`frames` and `tokens` (utterances,) are the feature frames and the target tokens of each utterance."""
+        """`frames` and `tokens` (utterances,) are the feature frames and the target tokens of each utterance;
+        `frames_at` says how many frames they have at other speeds (that of the feature extractor)."""
         if len(frames) == 0 or len(frames) != len(tokens):
             raise ValueError(
                 f"{len(frames)} frame counts and {len(tokens)} token counts: one of each per utterance, at least one"
             )
+        if frames_at is None and set(options.speeds) != {1.0}:
+            raise ValueError(f"speeds are {options.speeds}: give frames_at, which knows the frames at each of them")
+        self.frames_at = frames_at
         self.frames, self.tokens = np.asarray(frames), np.asarray(tokens)
         self.options = options
         self.accumulation_steps, self.rank, self.world_size = accumulation_steps, rank, world_size
@@ -155,7 +151,7 @@ class BatchStream:
     def _plan(self, epoch: int) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
         """The batches of an epoch, and each utterance's frames and speed in it."""
         speeds = draw_speeds(len(self.frames), self.options, epoch)
-        frames = frames_at(self.frames, speeds)
+        frames = self.frames if self.frames_at is None else self.frames_at(self.frames, speeds)
         return plan_epoch(frames, self.options, epoch), frames, speeds
 
 

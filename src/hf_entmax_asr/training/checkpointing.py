@@ -2,15 +2,19 @@
 
     OUTPUT/checkpoints/step-00000400/    a save_pretrained folder (model, processor, card), ready for the Hub
         training_state/                  optimizer and random states (safetensors), counters (JSON), recipe (YAML)
-    OUTPUT/last, OUTPUT/best             links to the newest and the best of them
+    OUTPUT/last, OUTPUT/best             links to the newest of them, and to the one that validation chose
 
 A folder is written under another name and renamed when complete; the links are replaced, never edited.
+
+`best` is the latest checkpoint within one standard error of the lowest score. What a score of few utterances says more
+than that is chance, and picking the lowest of several picks the luckiest; the later one has learned longer, at lower
+rates. On a large validation split the standard error is small, and the rule gives the lowest score.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,7 @@ class TrainingState:
         epoch, next_index: position in the batch stream.
         data_fingerprint: of the training utterances; another fingerprint means other batches.
         scores: validation score (lower is better) by the step of its checkpoint.
+        tolerances: by the same steps, how much another score may differ and count as equal; absent counts as 0.
         scaler: state of the fp16 gradient scaler, empty where there is none.
     """
 
@@ -47,6 +52,7 @@ class TrainingState:
     next_index: int = 0
     data_fingerprint: str = ""
     scores: dict[int, float] = field(default_factory=dict)
+    tolerances: dict[int, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,7 +89,8 @@ def read_training_state(checkpoint: Path) -> TrainingState:
     file = checkpoint / STATE_FOLDER / "state.json"
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-        fields["scores"] = {int(step): score for step, score in fields["scores"].items()}
+        for name in ("scores", "tolerances"):  # JSON has no numbers as keys
+            fields[name] = {int(step): value for step, value in fields.get(name, {}).items()}
         return TrainingState(**fields)
     except FileNotFoundError:
         raise CheckpointError(
@@ -220,20 +227,39 @@ class CheckpointStore:
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
 
-    def ranked(self, scores: dict[int, float]) -> list[int]:
+    def ranked(self, scores: Mapping[int, float]) -> list[int]:
         """Steps on disk that have a score, best first; of equal scores the later step is the better one."""
         return sorted((s for s in self.steps() if s in scores), key=lambda s: (scores[s], -s))
 
-    def save(self, step: int, write: Callable[[Path], None], scores: dict[int, float]) -> Path:
+    def chosen(self, scores: Mapping[int, float], tolerances: Mapping[int, float]) -> int | None:
+        """The latest step on disk whose score lies within the tolerance of the best one; None where none has a score.
+
+        Saving keeps the best and the chosen step, so what is chosen does not depend on how many others are kept.
+        """
+        return max((s for s in self.ranked(scores) if self.as_good(scores[s], scores, tolerances)), default=None)
+
+    def as_good(self, score: float, scores: Mapping[int, float], tolerances: Mapping[int, float]) -> bool:
+        """Whether `score` lies within the tolerance of the best one on disk; True where none has a score."""
+        best = next(iter(self.ranked(scores)), None)
+        return best is None or score <= scores[best] + tolerances.get(best, 0.0)
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        scores: Mapping[int, float],
+        tolerances: Mapping[int, float] | None = None,
+    ) -> Path:
         """Write a checkpoint with `write(folder)`, move the links, and delete what is no longer kept."""
         target = self.path(step)
         with atomic_folder(target) as partial:
             write(partial)
         self.link("last", target)
-        ranked = self.ranked(scores)
-        if ranked:
-            self.link("best", self.path(ranked[0]))
-        kept = set(self.steps()[-self.keep_last :]) | set(ranked[: max(1, self.keep_best)])
+        kept = set(self.steps()[-self.keep_last :]) | set(self.ranked(scores)[: max(1, self.keep_best)])
+        chosen = self.chosen(scores, tolerances or {})
+        if chosen is not None:
+            self.link("best", self.path(chosen))
+            kept.add(chosen)
         for old in set(self.steps()) - kept:
             shutil.rmtree(self.path(old))
         return target

@@ -6,27 +6,30 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hf_entmax_asr.recognition.utterances import DataError, Utterances, count_positions
+import numpy as np
+
+from hf_entmax_asr.recognition.utterances import DataError, Utterances
 from hf_entmax_asr.training.recipe import DataSection
 
 logger = logging.getLogger(__name__)
 
 
 def checked(
-    split: str, utterances: Utterances, section: DataSection, tokenizer: Any, ctc_subsampling_layers: int | None
+    split: str, utterances: Utterances, section: DataSection, tokenizer: Any, ctc_positions: np.ndarray | None
 ) -> Utterances:
     """The utterances, if all can be trained on; without the bad ones where the recipe says so.
 
     Args:
         split: its name, for messages.
         tokenizer: the one that made the labels.
-        ctc_subsampling_layers: of the model, where it is trained with CTC, else None.
+        ctc_positions: (utterances,) encoder positions of each, where the model is trained with CTC, else None.
+
     Raises:
         DataError: bad utterances (and `bad_utterances` is "refuse"), none left, or too many unknown characters.
     """
     if len(utterances) == 0:
         raise DataError(f"the split {split!r} has no utterances")
-    problems = _problems(utterances, section, ctc_subsampling_layers)
+    problems = _problems(utterances, section, ctc_positions)
     if problems:
         report = f"the split {split!r} has utterances that cannot be trained on:\n" + "\n".join(
             f"  {len(ids)} {reason}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}"
@@ -43,10 +46,9 @@ def checked(
     return utterances
 
 
-def _problems(utterances: Utterances, section: DataSection, ctc_subsampling_layers: int | None) -> dict[str, list[str]]:
+def _problems(utterances: Utterances, section: DataSection, ctc_positions: np.ndarray | None) -> dict[str, list[str]]:
     """Ids by the reason for which they cannot be used."""
     problems: dict[str, list[str]] = {}
-    positions = count_positions(utterances.frames, ctc_subsampling_layers or 0)
     durations = utterances.rows["duration"]
     for index, (name, text, labels) in enumerate(zip(utterances.ids, utterances.texts, utterances.labels, strict=True)):
         reason = None
@@ -56,7 +58,7 @@ def _problems(utterances: Utterances, section: DataSection, ctc_subsampling_laye
             reason = f"shorter than {section.min_duration} s (data.min_duration)"
         elif durations[index] > section.max_duration:
             reason = f"longer than {section.max_duration} s (data.max_duration)"
-        elif ctc_subsampling_layers is not None and ctc_length(labels) > positions[index]:
+        elif ctc_positions is not None and ctc_length(labels) > ctc_positions[index]:
             reason = "with more tokens than encoder positions, which CTC cannot align (is the text that of the audio?)"
         if reason:
             problems.setdefault(reason, []).append(name)

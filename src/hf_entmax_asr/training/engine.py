@@ -58,7 +58,9 @@ class TrainingResult:
     Attributes:
         step: finished optimizer steps.
         finished: whether the budget is used up (else the run was stopped and can be resumed).
-        last: newest checkpoint; `best` the best by validation (an average included), or `last` without validation.
+        last: newest checkpoint.
+        best: the latest within one standard error of the lowest validation score (an average counts as the latest), or
+            `last` without validation.
         scores: of the last checkpoint, by decoding: "hard" and "soft", or "full" for full cross-attention.
     """
 
@@ -292,6 +294,7 @@ class TrainingRun:
         self.scores = self._score(self.scored_model.current(), validation, "validation")
         self.scored_step = self.state.step
         self.state.scores[self.state.step] = self._value(self.scores)
+        self.state.tolerances[self.state.step] = _own(self.scores).tolerance(self.recipe.evaluation.best_metric)
         self.window_started += time.monotonic() - began
 
     def _score(self, model: Any, validation: Utterances, name: str) -> dict[str, Scores]:
@@ -312,8 +315,8 @@ class TrainingRun:
         return scores
 
     def _value(self, scores: dict[str, Scores]) -> float:
-        """The number by which checkpoints are compared: of the model's own decoding, which comes first."""
-        return next(iter(scores.values())).as_dict()[self.recipe.evaluation.best_metric]
+        """The number by which checkpoints are compared: lower is better."""
+        return _own(scores).as_dict()[self.recipe.evaluation.best_metric]
 
     def _save(self) -> None:
         """Write the checkpoint of this step."""
@@ -336,7 +339,7 @@ class TrainingRun:
                 text = yaml.safe_dump(recipe_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
                 write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
 
-            self.store.save(self.state.step, write, self.state.scores)
+            self.store.save(self.state.step, write, self.state.scores, self.state.tolerances)
         self.window_started += time.monotonic() - began
         self.saved_step = self.state.step
         self.accelerator.wait_for_everyone()
@@ -356,7 +359,7 @@ class TrainingRun:
         return model_card(template, name, self.recipe, model, self.state, scores, facts, self.analyses.newest)
 
     def _average(self) -> None:
-        """Average the kept checkpoints; the average becomes `best` where it scores at least as well."""
+        """Average the kept checkpoints; the average becomes `best` where it scores as well, within the tolerance."""
         section = self.recipe.evaluation
         steps = self.store.ranked(self.state.scores) if section.average == "best" else self.store.steps()[::-1]
         steps = sorted(steps[: section.average_count])
@@ -373,10 +376,14 @@ class TrainingRun:
         scores = self._score(model, self.splits.validation, f"mean of steps {steps}")
         if self.accelerator.is_main_process:
             self._write_card(target, model, scores)
-            ranked = self.store.ranked(self.state.scores)
-            if not ranked or self._value(scores) <= self.state.scores[ranked[0]]:
+            if self.store.as_good(self._value(scores), self.state.scores, self.state.tolerances):
                 self.store.link("best", target)
         self.accelerator.wait_for_everyone()
+
+
+def _own(scores: dict[str, Scores]) -> Scores:
+    """The scores of the model's own decoding, which comes first."""
+    return next(iter(scores.values()))
 
 
 def _due(step: int, every: int | None) -> bool:

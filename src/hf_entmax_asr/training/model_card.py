@@ -2,7 +2,6 @@
 
 import itertools
 import string
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from hf_entmax_asr.analysis.document import AnalysisDocument
 from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
@@ -38,12 +38,13 @@ def model_card(
     state: TrainingState,
     scores: dict[str, Scores],
     data: DataFacts,
-    analysis: Mapping[str, Any] | None = None,
+    analysis: AnalysisDocument | None = None,
 ) -> str:
     """Fill `template` ($name placeholders, see model_cards/template.md).
 
     Args:
-        analysis: the newest one of the run (see recognition.inspection), if there is one.
+        analysis: the newest one of the run (see run_analysis), if there is one.
+
     Raises:
         ValueError: the template has a placeholder that no run can fill.
     """
@@ -70,13 +71,13 @@ def model_card(
         raise ValueError(f"the model card template has a placeholder that cannot be filled: {error}") from error
 
 
-def attention_text(analysis: Mapping[str, Any] | None) -> str:
+def attention_text(analysis: AnalysisDocument | None) -> str:
     """What an analysis found, as Markdown; without one, how to make it."""
     if analysis is None:
         return "Not measured yet; `scripts/analyze.py CHECKPOINT DATA --out FOLDER --card` does, and writes it here."
-    data = Path(analysis["data"]).name if analysis["data"] is not None else "data that is not named"
-    when = f" after {analysis['step']:,} steps" if "step" in analysis else ""
-    measured = f"Measured{when} on {analysis['utterances']:,} utterances ({analysis['audio_seconds'] / 60:.1f} minutes)"
+    data = Path(analysis.data).name if analysis.data is not None else "data that is not named"
+    when = f" after {analysis.step:,} steps" if analysis.step is not None else ""
+    measured = f"Measured{when} on {analysis.utterances:,} utterances ({analysis.audio_seconds / 60:.1f} minutes)"
     return f"{measured} of {data}.\n\n" + "\n".join(f"- {sentence}" for sentence in findings(analysis))
 
 
@@ -95,7 +96,7 @@ def find_card(checkpoint: str | Path) -> Path:
     return card
 
 
-def write_attention_section(checkpoint: str | Path, analysis: Mapping[str, Any]) -> Path:
+def write_attention_section(checkpoint: str | Path, analysis: AnalysisDocument) -> Path:
     """Put what an analysis found into the card of a checkpoint folder, in place of what stood under that heading.
 
     The section runs to the next heading. A card that lacks it gets it at its end. Returns the card's path.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -17,16 +16,16 @@ from transformers import AutoTokenizer
 
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.corpora import read_corpus
+from hf_entmax_asr.corpora import CORPORA, read_corpus
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, count_positions, prepare_split
-from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
+from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
+from hf_entmax_asr.tokenization import train_tokenizer
 from hf_entmax_asr.training.batch_loader import noise_files
-from hf_entmax_asr.training.batching import frames_at
 from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
 from hf_entmax_asr.training.data_checks import checked
 from hf_entmax_asr.training.model_card import DataFacts
@@ -51,11 +50,11 @@ class Splits:
 
     train: Utterances
     validation: Utterances | None
-    hop_ms: float = 10.0
+    seconds_per_frame: float
 
     def facts(self) -> DataFacts:
         """For the model card."""
-        hours = float(self.train.frames.sum()) * self.hop_ms / 3.6e6
+        hours = float(self.train.frames.sum()) * self.seconds_per_frame / 3600
         return DataFacts(len(self.train), hours, len(self.validation or ()))
 
 
@@ -148,11 +147,11 @@ def load_rows(recipe: Recipe) -> dict[str, Any]:
         raise DataError("no data: give --data FOLDER or set data.path in the recipe")
     roles = {"train": section.train_split, "validation": section.validation_split}
     wanted = {role: name.split("+") for role, name in roles.items() if name is not None}
-    options: dict[str, Any] = {}
-    if section.corpus != "folder":  # a folder's splits are known only once it is read
-        options = {"splits": list(itertools.chain(*wanted.values())), "bad_utterances": section.bad_utterances}
+    named = None
+    if CORPORA[section.corpus].splits:  # else they are known only once they are read
+        named = list(itertools.chain(*wanted.values()))
     try:
-        splits = read_corpus(section.corpus, section.path, **options).splits
+        splits = read_corpus(section.corpus, section.path, splits=named, bad_utterances=section.bad_utterances).splits
     except (OSError, ValueError, ImportError) as error:
         raise DataError(str(error)) from error
     rows = {}
@@ -170,11 +169,11 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     """Feature extractor by the recipe (global CMVN measured on the training split) and tokenizer of its text."""
     extractor = EntmaxAsrFeatureExtractor(**recipe.features)
     prepared = None if recipe.data.prepared is None else _prepared(recipe.data.prepared)
-    if extractor.cmvn == "global" and prepared is not None:
+    if extractor.needs_statistics and prepared is not None:
         _take_statistics(extractor, prepared.feature_extractor, recipe.data.prepared)
-    elif extractor.cmvn == "global":
+    elif extractor.needs_statistics:
         rate = extractor.sampling_rate
-        sample = _spread(len(rows["train"]), _CMVN_UTTERANCES)
+        sample = evenly_spaced(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
     section, texts = recipe.tokenizer, list(rows["train"]["text"])
     tokenizer: Any
@@ -184,12 +183,15 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
     elif section.path is not None:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
         _check_tokenizer(tokenizer, section.path)
-    elif section.kind == "character":
-        tokenizer = train_character_tokenizer(
-            texts, word_boundary=section.word_boundary, nfkc=section.nfkc, symbols=section.symbols
-        )
     else:
-        tokenizer = train_bpe_tokenizer(texts, section.vocab_size, nfkc=section.nfkc)
+        tokenizer = train_tokenizer(
+            section.kind,
+            texts,
+            vocab_size=section.vocab_size,
+            word_boundary=section.word_boundary,
+            nfkc=section.nfkc,
+            symbols=section.symbols,
+        )
     return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
 
 
@@ -201,8 +203,8 @@ def _prepared(folder: str) -> EntmaxAsrProcessor:
 
 def _take_statistics(extractor: EntmaxAsrFeatureExtractor, prepared: Any, folder: str | None) -> None:
     """The mean and deviation of another extractor; RecipeError where its features are not the same."""
-    for key in ("feature_size", "sampling_rate", "hop_ms", "window_ms"):
-        ours, theirs = getattr(extractor, key), getattr(prepared, key)
+    for key in extractor.frame_settings:
+        ours, theirs = getattr(extractor, key), getattr(prepared, key, None)
         if ours != theirs:
             raise RecipeError(f"features.{key} is {ours}, but {folder} was prepared with {theirs}; prepare it anew")
     extractor.cmvn_mean, extractor.cmvn_std = prepared.cmvn_mean, prepared.cmvn_std
@@ -222,15 +224,16 @@ def _check_tokenizer(tokenizer: Any, path: str) -> None:
 
 def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrProcessor, config: Any) -> Splits:
     """Tokenise, check and, where it fits, cache the features of the splits (training split first)."""
-    ctc_layers = config.subsampling_layers if config.ctc_loss_weight > 0 else None
     budget = float(recipe.data.feature_cache_megabytes)
     prepared: dict[str, Utterances] = {}
     for role, split in rows.items():
-        utterances = checked(role, prepare_split(split, processor), recipe.data, processor.tokenizer, ctc_layers)
+        utterances = prepare_split(split, processor)
+        positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
+        utterances = checked(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
-            utterances = utterances.select(_spread(len(utterances), recipe.evaluation.max_utterances))
+            utterances = utterances.select(evenly_spaced(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
-        slowest = frames_at(utterances.frames, min(recipe.augmentation.speeds))
+        slowest = processor.feature_extractor.frames_at(utterances.frames, min(recipe.augmentation.speeds))
         if role == "train" and slowest.max() > limit:
             longest = utterances.ids[int(slowest.argmax())]
             raise RecipeError(
@@ -245,7 +248,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
             "%s: %d utterances, %.2f hours, %d tokens; features %s",
             role,
             len(utterances),
-            utterances.frames.sum() * processor.feature_extractor.hop_ms / 3.6e6,
+            utterances.frames.sum() * processor.feature_extractor.seconds_per_frame / 3600,
             utterances.tokens.sum(),
             "kept in memory"
             if cached
@@ -254,12 +257,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
             else "read in every epoch (data.feature_cache_megabytes is too small to keep them)",
         )
         prepared[role] = utterances
-    return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.hop_ms)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` of the indices below `total`, evenly spaced."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+    return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.seconds_per_frame)
 
 
 def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:
@@ -279,7 +277,7 @@ def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConf
 def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> EntmaxAsrForConditionalGeneration:
     """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
     if recipe.model.get("energy_bias_init") == "auto":
-        positions = count_positions(train.frames, config.subsampling_layers).sum() / train.tokens.sum()
+        positions = config.positions_of(train.frames).sum() / train.tokens.sum()
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
     return EntmaxAsrForConditionalGeneration(config)
@@ -297,7 +295,7 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, Entma
     if recipe.tokenizer.path is not None:
         raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
     for key, value in recipe.features.items():
-        if value != (theirs := getattr(processor.feature_extractor, key)):
+        if value != (theirs := getattr(processor.feature_extractor, key, None)):
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
     if not changes:

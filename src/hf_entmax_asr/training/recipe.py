@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 
+from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.training.typed_yaml import RecipeError, build, read_tree, unknown_key
@@ -27,7 +28,7 @@ class TokenizerSection:
     vocab_size: int = 5000  # bpe only
     word_boundary: bool = True  # characters only: false drops spaces, for Chinese
     nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
-    symbols: tuple[str, ...] = ()  # characters only: strings that are one token, as <NOISE> of WSJ
+    symbols: tuple[str, ...] = ()  # characters only: strings that are one token each, such as marks of noises
     path: str | None = None
 
 
@@ -38,10 +39,10 @@ class DataSection:
     `prepared` is a folder that scripts/prepare.py made: its tokenizer is used, and its statistics for global CMVN.
     """
 
-    corpus: Literal["folder", "aishell1", "wsj", "librispeech"] = "folder"  # the form of the data at `path`
+    corpus: str = "folder"  # the form of the data at `path`, one of hf_entmax_asr.corpora.CORPORA
     path: str | None = None
     prepared: str | None = None
-    train_split: str = "train"  # of librispeech also several: train-clean-100+train-clean-360
+    train_split: str = "train"  # or several together: train-clean-100+train-clean-360
     validation_split: str | None = "validation"  # null: no evaluation
     min_duration: float = 0.1  # seconds
     max_duration: float = 30.0  # seconds; one very long clip in a batch costs more than it teaches
@@ -117,7 +118,11 @@ class ScheduleSection:
 
 @dataclass
 class EvaluationSection:
-    """When to log, evaluate and save. A checkpoint is written at each evaluation and at the end."""
+    """When to log, evaluate and save. A checkpoint is written at each evaluation and at the end.
+
+    The link `best` names the latest checkpoint whose `best_metric`, under the model's own decoding, lies within one
+    standard error (over the utterances, and at least one word or character) of the lowest.
+    """
 
     log_every_steps: int = 50
     every_steps: int | None = None  # null: at the end only
@@ -127,7 +132,7 @@ class EvaluationSection:
     frames_per_batch: int = 16000
     max_utterances: int | None = None  # of the validation split; null: all
     compare_decodings: bool = True  # monotonic models: hard and soft side by side
-    best_metric: Literal["wer", "cer"] = "wer"  # under the model's own decoding
+    best_metric: Literal["wer", "cer"] = "wer"  # by which `best` is chosen
     keep_last: int = 2
     keep_best: int = 1
     average: Literal["none", "last", "best"] = "none"  # average this many of the kept checkpoints at the end
@@ -315,6 +320,9 @@ def _check_values(recipe: Recipe) -> None:
             raise RecipeError(f"{key} is {flat[key]}; it must be above 0")
     if recipe.schedule.max_steps is None and recipe.schedule.max_minutes is None:
         raise RecipeError("the recipe has no end: set schedule.max_steps or schedule.max_minutes")
+    if recipe.data.corpus not in CORPORA:
+        known = ", ".join(map(repr, CORPORA))
+        raise RecipeError(f"data.corpus is {recipe.data.corpus!r}; it must be one of {known}")
     if recipe.data.prepared is not None and recipe.tokenizer.path is not None:
         raise RecipeError("data.prepared and tokenizer.path both name a tokenizer; set one of them")
     if recipe.data.max_duration <= recipe.data.min_duration:

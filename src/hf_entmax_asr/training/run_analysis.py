@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hf_entmax_asr.analysis.document import AnalysisDocument
 from hf_entmax_asr.training.analysis_callback import (
     AnalysisCallback,
     drop_analyses_after,
@@ -45,7 +46,7 @@ class RunAnalysis:
                 data=f"{Path(recipe.data.path or '').name}, {recipe.data.validation_split}",
             )
         self.analysed_step = -1  # the last one of this session
-        self.newest: dict[str, Any] | None = None
+        self.newest: AnalysisDocument | None = None
         if accelerator.is_main_process:
             drop_analyses_after(self.folder, prepared.state.step)
             self.newest = newest_analysis(self.folder)

@@ -1,4 +1,4 @@
-"""The pictures: made from data shaped like a model's, and checked on the artists they hold."""
+"""Figures of tensors: made from data shaped like a model's, and checked on the artists they hold."""
 
 import builtins
 import math

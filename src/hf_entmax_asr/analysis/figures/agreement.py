@@ -1,4 +1,4 @@
-"""Which heads look alike: agglomerative clustering of their divergence, and its picture."""
+"""Figure of which heads look alike, and the agglomerative clustering of their divergence that orders it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.analysis.drawing import GREY, new_figure
-from hf_entmax_asr.analysis.pictures import Document, tensor_of
+from hf_entmax_asr.analysis.document import AnalysisDocument, tensor_of
+from hf_entmax_asr.analysis.figures.style import GREY, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +41,13 @@ def leaf_order(merges: Sequence[Merge], size: int) -> list[int]:
     return [leaf for part in parts.values() for leaf in part]
 
 
-def plot_agreement(document: Document) -> "Figure":
+def plot_agreement(document: AnalysisDocument) -> "Figure":
     """Jensen-Shannon divergence between all encoder heads, ordered by a dendrogram (average linkage)."""
-    agreement = document["agreement"]
-    distance = tensor_of(agreement["js_bits"])
+    agreement = document.agreement
+    distance = tensor_of(agreement.js_bits)
     merges = average_linkage(distance)
     order = leaf_order(merges, len(distance))
-    names = [f"L{name.split('.')[2]} H{head}" for name, head in agreement["heads"]]
+    names = [f"L{name.split('.')[2]} H{head}" for name, head in agreement.heads]
     many = len(names) > 40
     size = max(5.0, (0.14 if many else 0.22) * len(names) + 2.2)
     figure = new_figure("Which heads look alike", size + 1.2, size + 1.5)

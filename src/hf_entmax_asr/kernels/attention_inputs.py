@@ -1,0 +1,60 @@
+"""What every form of α-entmax attention is given, as one record."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# An operator of torch takes no record. Those of attention take its fields as their first arguments, in this order.
+SCHEMA = (
+    "Tensor query, Tensor key, Tensor value, Tensor alpha, Tensor? mask, Tensor? bias, Tensor? seed, "
+    "bool is_causal, float scale, float dropout_p"
+)
+
+
+class AttentionInputs(NamedTuple):
+    """What `hf_entmax_asr.model.entmax_attention.entmax_attention` has checked.
+
+    Axes: B batch, H heads, T queries, S keys, D width of a head, E width of a value.
+    """
+
+    query: Tensor  # (B, H, T, D)
+    key: Tensor  # (B, H, S, D)
+    value: Tensor  # (B, H, S, E)
+    alpha: Tensor  # (B or 1, H or 1, 1, 1), in [1, 2]
+    mask: Tensor | None  # boolean, broadcastable to (B, H, T, S), true where a query may read a key
+    bias: Tensor | None  # floating, broadcastable to (B, H, T, S), added to the scaled scores
+    seed: Tensor | None  # (1,) int64, of the dropout; None for no dropout
+    is_causal: bool  # query i reads the keys 0 … i alone, besides what `mask` says
+    scale: float  # of query keyᵀ
+    dropout_p: float  # probability that a weight is dropped, if there is a seed
+
+    @classmethod
+    def split(cls, arguments: Sequence[Any]) -> tuple["AttentionInputs", Sequence[Any]]:
+        """The record that an operator's arguments begin with, and the arguments behind it."""
+        count = len(cls._fields)
+        return cls(*arguments[:count]), arguments[count:]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:7]
+
+    @property
+    def options(self) -> tuple[bool, float, float]:
+        return self[7:]
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(B, H, T, S) of the scores."""
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[2]
+
+    def needs_gradients(self) -> bool:
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in self.tensors)
+
+    def with_seed(self) -> "AttentionInputs":
+        """With a seed of torch's, where there is dropout."""
+        if not self.dropout_p > 0:
+            return self
+        return self._replace(seed=torch.randint(1 << 62, (1,), device=self.query.device))
