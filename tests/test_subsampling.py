@@ -1,5 +1,7 @@
 """The front end: features to positions."""
 
+import math
+
 import pytest
 import torch
 
@@ -28,3 +30,13 @@ def test_the_front_end_tells_what_it_computes_in():
     front_end.projection = torch.nn.Module()  # as a quantised one: integers, and no `weight`
     front_end.projection.packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False)
     assert front_end.dtype == torch.float32
+
+
+def test_whispers_convolutions_pad_nothing_into_an_utterance():
+    model = small_model(front_end="whisper", subsampling_layers=1)
+    input_features, mask = features(frames=31)
+    together = model.get_encoder().subsampling(input_features, mask)[0]
+    for index, length in enumerate(mask.sum(1).tolist()):
+        alone, _ = model.get_encoder().subsampling(input_features[index : index + 1, :length])
+        torch.testing.assert_close(together[index, : alone.shape[1]], alone[0])
+        assert alone.shape[1] == model.config.positions_of(length)
