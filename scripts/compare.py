@@ -20,6 +20,8 @@ from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, erro
 
 NAMES_SHOWN = 5
 
+Results = dict[str, tuple[str, str]]  # (reference, hypothesis) of each utterance, by its id
+
 
 class ResultError(ValueError):
     """Result files that cannot be compared."""
@@ -36,9 +38,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_results(path: Path) -> dict[str, tuple[str, str]]:
-    """(reference, hypothesis) of each utterance, by its id."""
-    results = {}
+def read_results(path: Path) -> Results:
+    results: Results = {}
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
     for number, line in enumerate(lines, 1):
         try:
@@ -53,8 +54,8 @@ def read_results(path: Path) -> dict[str, tuple[str, str]]:
     return results
 
 
-def check_same(first: dict, second: dict, paths: tuple[Path, Path]) -> None:
-    for present, absent, where, other in ((first, second, *paths), (second, first, *reversed(paths))):
+def check_same(first: Results, second: Results, paths: tuple[Path, Path]) -> None:
+    for present, absent, (where, other) in ((first, second, paths), (second, first, paths[::-1])):
         missing = [name for name in present if name not in absent]
         if missing:
             names = ", ".join(map(str, missing[:NAMES_SHOWN]))

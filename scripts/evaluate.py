@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -89,7 +90,7 @@ def write_utterances(
     write_text_atomically(path, "".join(lines))
 
 
-def search_of(arguments: argparse.Namespace, model) -> str:
+def search_of(arguments: argparse.Namespace, model: Any) -> str:
     """How the texts were found, in one line."""
     beams = f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"
     heads = f", {model.config.monotonic_decoding} monotonic heads" if is_monotonic(model) else ""

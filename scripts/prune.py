@@ -75,9 +75,9 @@ def chosen(model: Any, arguments: argparse.Namespace) -> Removed:
         if arguments.waited_for is not None:
             removed, heads = waited_for_of(model, document, arguments.waited_for)
             sets.append(removed)
-            for layer, head, share, seconds in heads:
+            for layer, number, share, seconds in heads:
                 print(
-                    f"decoder.layers.{layer}.encoder_attn head {head} is the last to stop for {share:.0%} of the "
+                    f"decoder.layers.{layer}.encoder_attn head {number} is the last to stop for {share:.0%} of the "
                     f"tokens, {seconds:.2f} s behind the first one on average"
                 )
     together: Removed = {}

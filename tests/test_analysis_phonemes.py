@@ -350,6 +350,17 @@ def test_aligned_phonemes_follow_the_text_and_fill_the_audio(clips):
 
 
 @needs_pocketsphinx
+def test_aligned_words_are_where_their_phonemes_are(clips):
+    aligner = PocketsphinxAligner()
+    for waveform, text in clips:
+        (word,) = aligner.align_words(waveform, f"“{text.upper()}!”")
+        spoken = [i for i in aligner.align(waveform, text) if i.label != "SIL"]
+        assert word == Interval(spoken[0].start, spoken[-1].end, text.lower())
+    with pytest.raises(AlignmentError, match=r"dictionary: xyzzyq$"):
+        aligner.align_words(clips[0][0], "xyzzyq")
+
+
+@needs_pocketsphinx
 def test_an_alignment_does_not_depend_on_those_before_it(clips):
     first, second = PocketsphinxAligner(), PocketsphinxAligner()
     forward = [first.align(*clip) for clip in clips]

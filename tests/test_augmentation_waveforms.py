@@ -1,6 +1,4 @@
-"""Speed, volume and noise: what they do to a waveform, and that a run with them is repeatable and resumable."""
-
-from pathlib import Path
+"""Speed, volume and noise: what they do to a waveform."""
 
 import numpy as np
 import pytest
@@ -8,13 +6,6 @@ import soundfile
 import torch
 
 from hf_entmax_asr.augmentation import WaveformPerturbation, add_noise, change_speed, find_noise_files
-from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
-from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
-from hf_entmax_asr.recognition import SpeechSeq2SeqCollator
-from hf_entmax_asr.tokenization import train_character_tokenizer
-from hf_entmax_asr.training import RecipeError, train
-from hf_entmax_asr.training.batch_loader import batch_loader
-from support.tones import tiny_recipe, weights, write_splits
 
 RATE = 16_000
 
@@ -89,66 +80,3 @@ def test_recorded_noise_is_resampled_read_from_anywhere_and_repeated(tmp_path):
     assert len({round(float(a[0]), 6) for a in added}) > 4
     with pytest.raises(ValueError, match="nothing holds no audio files"):
         find_noise_files(tmp_path / "nothing")
-
-
-@pytest.fixture(scope="module")
-def processor() -> EntmaxAsrProcessor:
-    return EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(feature_size=20), train_character_tokenizer(["abcdef"]))
-
-
-def test_the_collator_plays_each_example_at_its_speed(processor):
-    examples = [{"audio": tone(400), "speed": 0.8}, {"audio": tone(400)}]
-    batch = SpeechSeq2SeqCollator(processor)(examples)
-    extractor = processor.feature_extractor
-    assert batch["attention_mask"].sum(1).tolist() == [extractor.num_frames(10_000), extractor.num_frames(8000)]
-    slow = extractor([change_speed(tone(400), 0.8)], sampling_rate=RATE, return_tensors="pt")["input_features"]
-    assert torch.equal(batch["input_features"][0], slow[0])
-
-
-def test_the_collator_does_not_pass_cached_features_off_as_perturbed(processor):
-    collator = SpeechSeq2SeqCollator(processor, perturb=WaveformPerturbation(volume_db=3.0))
-    with pytest.raises(ValueError, match="an example needs 'audio'; this one has"):
-        collator([{"input_features": torch.zeros(9, 20)}])
-
-
-AUGMENTATION = {"speeds": [0.9, 1.0, 1.1], "noise_share": 0.5, "volume_db": 3.0}
-
-
-def perturbed(root: Path, **sections):
-    features = {"feature_size": 20, "cmvn": "global"}
-    data = {"validation_split": None}
-    return tiny_recipe(root, augmentation=AUGMENTATION, features=features, data=data, **sections)
-
-
-def test_a_run_with_all_of_it_resumes_bit_for_bit_in_workers_too(tmp_path):
-    tones = write_splits(tmp_path / "tones", train=20)
-    # A worker computes on one thread, this process on several, and sums then differ in their last digits.
-    recipe = perturbed(tones, schedule={"max_steps": 6}, batching={"num_workers": 1})
-    whole = train(recipe, tmp_path / "whole")
-    train(recipe, tmp_path / "parts", stop_after=4)
-    resumed = train(recipe, tmp_path / "parts", resume=True)
-    here, there = weights(whole.last), weights(resumed.last)
-    assert all(torch.equal(here[name], there[name]) for name in here)
-    plain = train(
-        tiny_recipe(tones, features={"cmvn": "global"}, data={"validation_split": None}, schedule={"max_steps": 6}),
-        tmp_path / "plain",
-    )
-    assert any(not torch.equal(here[name], tensor) for name, tensor in weights(plain.last).items())
-
-
-def test_features_are_not_cached_where_waveforms_change(tmp_path, monkeypatch):
-    tones = write_splits(tmp_path / "tones", train=8, validation=2)
-    seen = []
-    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or batch_loader(*a))
-    recipe = tiny_recipe(tones, augmentation={"speeds": [0.9, 1.1]}, schedule={"max_steps": 1})
-    train(recipe, tmp_path / "run")
-    assert seen[0].features is None
-    with pytest.raises(RecipeError, match=r"has \d+ frames and batching.frames_per_batch is 130: raise it"):
-        train(
-            tiny_recipe(tones, augmentation={"speeds": [0.5]}, batching={"frames_per_batch": 130}), tmp_path / "tight"
-        )
-    noise = {"noise_share": 0.5, "noise_path": str(tmp_path / "none")}
-    with pytest.raises(
-        RecipeError, match=r"^augmentation.noise_path: .*none holds no audio files; null takes white noise"
-    ):
-        train(tiny_recipe(tones, augmentation=noise), tmp_path / "noise")

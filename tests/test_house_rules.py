@@ -1,4 +1,4 @@
-"""Rules that hold for every Python file of the repository, read from its syntax."""
+"""Rules that hold for every source file of the repository, read from its text and syntax."""
 
 import ast
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("src", "scripts", "experiments", "benchmarks", "tests")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_CONSTRUCTOR_ARGUMENTS = 12
 
 MODELS = {"model", "EntmaxAsrForConditionalGeneration"}
 PROCESSORS = {"processor", "EntmaxAsrProcessor", "tokenizer", "feature_extractor"}
@@ -20,6 +21,28 @@ PROCESSORS = {"processor", "EntmaxAsrProcessor", "tokenizer", "feature_extractor
 def trees() -> dict[str, ast.Module]:
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
     return {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+
+
+def test_files_have_at_most_400_lines():
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cpp", ".h")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert len(lines) > 100
+    assert not {name: count for name, count in lines.items() if count > MAX_FILE_LINES}
+
+
+def test_functions_have_at_most_60_lines_and_constructors_12_arguments():
+    long, wide = [], []
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if (count := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES:
+                long.append((file, node.name, count))
+            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            if node.name == "__init__" and len(given) - 1 > MAX_CONSTRUCTOR_ARGUMENTS:
+                wide.append((file, node.lineno, len(given) - 1))
+    assert not long
+    assert not wide
 
 
 def name_of(node: ast.AST) -> str | None:

@@ -12,15 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
-from support.language_models import (
-    SENTENCES,
-    WORDS,
-    character_ngrams,
-    needs_kenlm,
-    recogniser,
-    word_ngrams,
-    write_arpa,
-)
+from support.language_models import SENTENCES, WORDS, character_ngrams, needs_kenlm, recogniser, word_ngrams, write_arpa
 from support.small_models import features
 
 pytestmark = needs_kenlm
@@ -140,7 +132,7 @@ def test_an_unknown_token_spells_an_unknown_word(systems):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_follow_rows_that_are_reordered_repeated_and_dropped(systems, kind):
+def test_hypotheses_follow_rows_that_are_reordered_repeated_and_dropped(systems, kind):
     fusion, tokenizer = make(systems, kind)
     random = torch.Generator().manual_seed(0)
     ids = torch.full((4, 1), BOS)

@@ -34,11 +34,6 @@ def test_short_first_epochs_go_from_short_to_long():
     assert longest != sorted(longest)
 
 
-def test_an_utterance_above_the_batch_size_is_refused():
-    with pytest.raises(ValueError, match="300 frames does not fit a batch of 200"):
-        plan_epoch(np.array([300, 20]), BatchOptions(frames_per_batch=200), 0)
-
-
 def take(stream: BatchStream, count: int):
     batches = iter(stream)
     return [next(batches) for _ in range(count)]

@@ -1,40 +1,16 @@
-"""Checkpoints and reports: whole or absent, the best and the last, averages, history."""
+"""Checkpoints: the best and the last, averages."""
 
 import json
-import sys
 from random import Random
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_entmax_asr.atomic_files import atomic_folder
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training import average_checkpoints, read_history
+from hf_entmax_asr.training import average_checkpoints
 from hf_entmax_asr.training.checkpointing import CheckpointStore, TrainingState, read_training_state
-from hf_entmax_asr.training.reporting import Reporter
 from support.tones import weights
-
-
-def test_a_folder_is_whole_or_absent(tmp_path):
-    target = tmp_path / "checkpoint"
-
-    def write(text, fail):
-        with atomic_folder(target) as partial:
-            (partial / "file").write_text(text)
-            if fail:
-                raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write("one", fail=True)
-    assert list(tmp_path.iterdir()) == []
-    write("two", fail=False)
-    with pytest.raises(OSError, match="disk full"):
-        write("three", fail=True)
-    assert (target / "file").read_text() == "two"
-    write("four", fail=False)
-    assert (target / "file").read_text() == "four"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_the_store_keeps_the_last_and_the_best(tmp_path):
@@ -116,25 +92,3 @@ def test_the_average_is_the_mean(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "1" / "model.safetensors")
     with pytest.raises(CheckpointError, match="another model"):
         average_checkpoints([tmp_path / "0", tmp_path / "1"], tmp_path / "mean")
-
-
-def test_a_resumed_report_drops_what_lay_beyond_the_checkpoint(tmp_path):
-    history = tmp_path / "history.jsonl"
-    history.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')  # cut off by a crash
-    with Reporter(tmp_path, enabled=True, tensorboard=False, start_step=2):
-        pass
-    assert [record["step"] for record in read_history(history)] == [1, 2]
-    with Reporter(tmp_path, enabled=True, tensorboard=False):
-        pass
-    assert read_history(history) == []
-
-
-def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    values = {"loss": 1.5, "ctc_loss": 2.25, "learning_rate": 0.001, "frames_per_second": 12345.6}
-    with Reporter(tmp_path, enabled=True, tensorboard=False) as reporter:
-        reporter.training(7, values, {}, time_left=75.0)
-        reporter.progress(0.5)
-    shown = capsys.readouterr().err
-    assert " 50 %|" in shown
-    assert "step 7: loss 1.500 (ctc 2.250), lr 1.00e-03, 12,346 frames/s, 1:15 left" in shown

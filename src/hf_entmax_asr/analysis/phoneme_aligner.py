@@ -1,4 +1,4 @@
-"""Phoneme labels for English from audio and text, by forced alignment with PocketSphinx (extra `phonemes`)."""
+"""Phonemes and words of English in time, by forced alignment of a text with PocketSphinx (extra `phonemes`)."""
 
 import re
 from typing import Any
@@ -9,6 +9,7 @@ from hf_entmax_asr.analysis.phonemes import Interval
 
 SAMPLING_RATE = 16_000
 SECONDS_PER_FRAME = 0.01
+_FILLER = re.compile(r"[<\[(+]")  # how PocketSphinx's names of silences and noises begin
 
 
 class AlignmentError(ValueError):
@@ -45,6 +46,21 @@ class PocketsphinxAligner:
             AlignmentError: no words or no audio, words that the dictionary lacks (all are named), audio that does not
                 fit. An aligner that has raised can be used again.
         """
+        return [phone for _, phones in self._alignment(waveform, text) for phone in phones]
+
+    def align_words(self, waveform: np.ndarray, text: str) -> list[Interval]:
+        """The words of one utterance, in order, without the silences between them.
+
+        The labels are those of `spoken_words(text)`. Arguments and errors are those of `align`.
+        """
+        found = [word for word, _ in self._alignment(waveform, text) if not _FILLER.match(word.label)]
+        words = spoken_words(text)
+        if len(found) != len(words):
+            raise AlignmentError(f"{len(found)} of {len(words)} words were found in the audio")
+        return [Interval(word.start, word.end, label) for word, label in zip(found, words, strict=True)]
+
+    def _alignment(self, waveform: np.ndarray, text: str) -> list[tuple[Interval, list[Interval]]]:
+        """PocketSphinx's words and silences under its names, each with its phonemes."""
         words = [word if self._knows(word) else word.strip("'") for word in spoken_words(text)]
         if not words:
             raise AlignmentError("the text has no words")
@@ -61,11 +77,8 @@ class PocketsphinxAligner:
         self._decoder.set_alignment()  # a second pass, from words to phonemes
         if not self._decode(samples):
             raise AlignmentError("the phonemes do not fit the audio")
-        return [
-            Interval(p.start * SECONDS_PER_FRAME, (p.start + p.duration) * SECONDS_PER_FRAME, p.name)
-            for word in self._decoder.get_alignment()
-            for p in word
-        ]
+        # Copied at once: its words are not to be touched once the alignment is gone.
+        return [(_interval(word), [_interval(phone) for phone in word]) for word in self._decoder.get_alignment()]
 
     def _knows(self, word: str) -> bool:
         return self._decoder.lookup_word(word) is not None
@@ -79,6 +92,10 @@ class PocketsphinxAligner:
         except RuntimeError:
             return False
         return True
+
+
+def _interval(item: Any) -> Interval:
+    return Interval(item.start * SECONDS_PER_FRAME, (item.start + item.duration) * SECONDS_PER_FRAME, item.name)
 
 
 def spoken_words(text: str) -> list[str]:

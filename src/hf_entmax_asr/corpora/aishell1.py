@@ -138,7 +138,7 @@ class _Speaker:
 def _recordings(source: str) -> Iterator[tuple[str, bytes | None]]:
     """Path of each WAV file, and its bytes if it lies in an archive; sorted in a folder, as packed in an archive."""
     if os.path.isdir(source):
-        yield from ((entry.path, None) for entry in _sorted(source) if entry.name.endswith(".wav"))
+        yield from ((entry.path, None) for entry in _entries_by_name(source) if entry.name.endswith(".wav"))
         return
     with gzip.open(source) as unpacked:
         with tarfile.open(fileobj=unpacked, mode="r|") as archive:
@@ -150,7 +150,7 @@ def _recordings(source: str) -> Iterator[tuple[str, bytes | None]]:
             pass
 
 
-def _sorted(folder: str | Path) -> list[os.DirEntry]:
+def _entries_by_name(folder: str | Path) -> list[os.DirEntry]:
     return sorted(os.scandir(str(folder)), key=lambda entry: entry.name)
 
 
@@ -187,7 +187,7 @@ def _read_transcript(path: Path, listing: Listing) -> dict[str, dict[str, str]]:
 def _find_speakers(wav: Path, listing: Listing) -> dict[str, dict[str, str]]:
     """Split -> speaker -> folder, or archive where there is no folder."""
     sources: dict[str, dict[str, str]] = {
-        split: {entry.name: entry.path for entry in _sorted(wav / split) if entry.is_dir()}
+        split: {entry.name: entry.path for entry in _entries_by_name(wav / split) if entry.is_dir()}
         if (wav / split).is_dir()
         else {}
         for split in EXPECTED

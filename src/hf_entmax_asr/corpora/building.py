@@ -138,7 +138,7 @@ def build(
     for name, split in report.splits.items():
         if split.utterances == 0:
             raise CorpusError(f"{corpus} in {listing.root}: no utterance of {name} can be used\n{report}")
-    logger.log(logging.WARNING if report.remarkable else logging.INFO, "%s", report)
+    logger.log(logging.WARNING if report.needs_attention else logging.INFO, "%s", report)
     from datasets import DatasetDict, IterableDatasetDict
 
     return LoadedCorpus(IterableDatasetDict(splits) if streaming else DatasetDict(splits), report)

@@ -85,14 +85,14 @@ class ShardedCorpus(Corpus):
         num_proc: int | None = None,
     ) -> LoadedCorpus:
         """Raises FileNotFoundError when there is no split at all, or not one that was named; and as `build`."""
-        named = self._known([splits] if isinstance(splits, str) else splits)
+        named = self._named_splits([splits] if isinstance(splits, str) else splits)
         listing = self.list_shards(Path(root).absolute(), named)
         if listing.missing and (named is not None or not listing.shards):
             absent = "; ".join(f"{name}: {where}" for name, where in listing.missing.items())
             raise FileNotFoundError(f"{self.name} in {listing.root} lacks splits: {absent}")
         return build(self.name, self.splits, listing, streaming, bad_utterances, cache_dir, num_proc)
 
-    def _known(self, named: Sequence[str] | None) -> list[str] | None:
+    def _named_splits(self, named: Sequence[str] | None) -> list[str] | None:
         """The splits that were named, in the corpus's order; ValueError for a name that it does not have."""
         if not named:
             return None

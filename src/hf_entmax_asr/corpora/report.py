@@ -70,7 +70,7 @@ class CorpusReport:
         return total
 
     @property
-    def remarkable(self) -> bool:
+    def needs_attention(self) -> bool:
         """Whether there is anything that its reader should know beyond the counts."""
         found = self.findings or any(split.findings or split.mismatch for split in self.splits.values())
         return bool(found or self.missing)

@@ -94,17 +94,17 @@ def load_wsj(
 def list_wsj(root: Path, splits: Sequence[str] | None) -> Listing:
     """The indexed utterances of each split, without decoding them; raises what `load_wsj` says."""
     require_av()
-    tree, listing = _Tree(root), Listing(root)
-    transcripts = _Transcripts(tree, listing.findings)
+    disc_files, listing = _DiscFiles(root), Listing(root)
+    transcripts = _Transcripts(disc_files, listing.findings)
     for split in splits or INDICES:
-        indices = {index: tree.find(index.disc, index.path) for index in INDICES[split]}
+        indices = {index: disc_files.find(index.disc, index.path) for index in INDICES[split]}
         absent = [f"{_disc_name(index.disc)}/{index.path}" for index, path in indices.items() if path is None]
         if absent:
             listing.missing[split] = f"no index {' and no index '.join(absent)}"
             continue
         entries: dict[str, _Entry] = {}
         for path in indices.values():
-            for entry in _read_index(Path(path or ""), split, tree, transcripts, listing.findings):
+            for entry in _read_index(Path(path or ""), split, disc_files, transcripts, listing.findings):
                 if entry.name in entries:
                     listing.findings.setdefault(LISTED_TWICE, []).append(f"{split} {entry.where}")
                 entries.setdefault(entry.name, entry)
@@ -178,7 +178,7 @@ class _EntryBlock:
 
 
 def _read_index(
-    path: Path, split: str, tree: "_Tree", transcripts: "_Transcripts", findings: Findings
+    path: Path, split: str, disc_files: "_DiscFiles", transcripts: "_Transcripts", findings: Findings
 ) -> Iterator[_Entry]:
     for number, line in utf8_lines(path, findings):
         if line.startswith(";"):
@@ -194,10 +194,10 @@ def _read_index(
             continue
         if not name.endswith(".wv1"):  # the index of eval92 leaves the suffix out
             name += ".wv1"
-        audio, utterance_id = tree.find(disc, name), Path(name).stem
-        unheld = "" if tree.holds(disc) else f" (there is no disc {_disc_name(disc)})"
+        audio, utterance_id = disc_files.find(disc, name), Path(name).stem
+        absent_disc = "" if disc_files.holds(disc) else f" (there is no disc {_disc_name(disc)})"
         text = transcripts.find(utterance_id, name) if audio else None
-        yield _Entry(utterance_id, audio, text, f"{_disc_name(disc)}/{name}{unheld}")
+        yield _Entry(utterance_id, audio, text, f"{_disc_name(disc)}/{name}{absent_disc}")
 
 
 def _disc_name(disc: str) -> str:
@@ -206,7 +206,7 @@ def _disc_name(disc: str) -> str:
 
 
 @dataclass
-class _Tree:
+class _DiscFiles:
     """All audio, transcript and index files below a root, by disc (None: not on a disc) and lower-case path."""
 
     root: Path
@@ -215,7 +215,7 @@ class _Tree:
     def __post_init__(self) -> None:
         if not self.root.is_dir():
             raise FileNotFoundError(f"corpus folder {self.root} does not exist")
-        for base in _bases(self.root):
+        for base in _index_roots(self.root):
             match = _DISC_ID.fullmatch(base.name)
             self._add("_".join(match.groups()) if match else None, base)
         if not any(self.files.values()):
@@ -248,7 +248,7 @@ def _wsj_folders(folder: Path) -> list[Path]:
     return [child for child in sorted(folder.iterdir()) if child.name.lower() in ("wsj0", "wsj1") and child.is_dir()]
 
 
-def _bases(root: Path) -> list[Path]:
+def _index_roots(root: Path) -> list[Path]:
     """The folders that paths in the indices start from: the discs or, where there are none, the single tree."""
     discs = [folder for folder in _folders(root, depth=3) if _DISC_ID.fullmatch(folder.name)]
     if discs:
@@ -269,12 +269,12 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
 class _Transcripts:
     """Finds the transcript of an utterance: that of 01ic0201 stands in a file 01ic0200.dot, which is read once."""
 
-    def __init__(self, tree: _Tree, findings: Findings) -> None:
+    def __init__(self, disc_files: _DiscFiles, findings: Findings) -> None:
         self.findings = findings
         self.paths: dict[str, list[str]] = {}  # by the six characters of speaker and session
         self.texts: dict[str, dict[str, str]] = {}  # by file, then by utterance
         self.found: dict[str, str | None] = {}
-        for files in tree.files.values():
+        for files in disc_files.files.values():
             for name, path in sorted(files.items()):
                 if name.endswith(".dot"):
                     self.paths.setdefault(Path(name).stem[:6], []).append(path)

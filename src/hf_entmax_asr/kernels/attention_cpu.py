@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_entmax_asr.kernels.attention_inputs import SCHEMA, AttentionInputs
+from hf_entmax_asr.kernels.attention_inputs import OPTIONS, TENSORS, AttentionInputs
 from hf_entmax_asr.kernels.libraries import call
 
 KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each
@@ -145,18 +145,18 @@ def _as_model(x: Tensor, rows: int) -> Tensor:
     "hf_entmax_asr::attend",
     mutates_args=(),
     device_types="cpu",
-    schema=f"({SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({TENSORS}, {OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def attend(*arguments: Any) -> tuple[Tensor, ...]:
     """The output, and what is kept for the backward."""
-    inputs, (keep,) = AttentionInputs.split(arguments)
+    inputs, _, (keep,) = AttentionInputs.split(arguments)
     out, kept = _attend(inputs, keep)
     return out, *kept
 
 
 @attend.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, (keep,) = AttentionInputs.split(arguments)
+    inputs, _, (keep,) = AttentionInputs.split(arguments)
     out, kept = _outputs(inputs, keep)
     return out, *kept
 
@@ -165,12 +165,12 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     "hf_entmax_asr::attend_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {SCHEMA}, {_KEPT_SCHEMA}, bool for_alpha, bool for_bias) -> "
+    schema=f"(Tensor grad, {TENSORS}, {_KEPT_SCHEMA}, {OPTIONS}, bool for_alpha, bool for_bias) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, and where asked (else empty) of α (B, H, 1, 1) and of the bias."""
-    inputs, (*saved, for_alpha, for_bias) = AttentionInputs.split(arguments)
+    inputs, kept, (for_alpha, for_bias) = AttentionInputs.split(arguments, saved=len(_Kept._fields))
     query, key, value, bias = inputs.query, inputs.key, inputs.value, inputs.bias
     batch, heads, queries, keys = sizes = inputs.sizes
     d_query = _as_model(query, queries)
@@ -184,7 +184,7 @@ def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tens
         d_value = query.new_empty(problem.chunks, batch, keys, heads, value.shape[3])
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         problem.put(
-            **_Kept(*saved)._asdict(),
+            **_Kept(*kept)._asdict(),
             grad=grad,
             d_query=d_query,
             d_key=d_key,
@@ -201,7 +201,7 @@ def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tens
 
 @attend_backward.register_fake
 def _(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs, (*_, for_alpha, for_bias) = AttentionInputs.split(arguments)
+    inputs, _, (for_alpha, for_bias) = AttentionInputs.split(arguments, saved=len(_Kept._fields))
     query, bias = inputs.query, inputs.bias
     tensors = (query, inputs.key, inputs.value)
     if all(t.numel() for t in tensors):
@@ -213,7 +213,7 @@ def _(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given, (keep,) = AttentionInputs.split(inputs)
+    given, _, (keep,) = AttentionInputs.split(inputs)
     ctx.options = given.options
     if keep:
         ctx.save_for_backward(*given.tensors, *output[1:])
@@ -224,9 +224,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     needs = ctx.needs_input_grad
     if grad is None:
         return (None,) * len(needs)
-    tensors, kept = ctx.saved_tensors[:-5], ctx.saved_tensors[-5:]
-    inputs, wanted = AttentionInputs(*tensors, *ctx.options), AttentionInputs.split(needs)[0]
-    *gradients, d_alpha, d_bias = attend_backward(grad, *inputs, *kept, wanted.alpha, wanted.bias)
+    wanted = AttentionInputs.split(needs)[0]
+    arguments = (*ctx.saved_tensors, *ctx.options, wanted.alpha, wanted.bias)
+    inputs = AttentionInputs.split(arguments, saved=len(_Kept._fields))[0]
+    *gradients, d_alpha, d_bias = attend_backward(grad, *arguments)
     if wanted.alpha:
         d_alpha = d_alpha.double().sum_to_size(inputs.alpha.shape)
     every = (*gradients, d_alpha, None, d_bias, None, None, None, None, None)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# An operator of torch takes no record. Those of attention take its fields as their first arguments, in this order.
-SCHEMA = (
-    "Tensor query, Tensor key, Tensor value, Tensor alpha, Tensor? mask, Tensor? bias, Tensor? seed, "
-    "bool is_causal, float scale, float dropout_p"
-)
+# An operator of torch takes no record: those of attention take its fields in this order, a backward with what the
+# forward saved between the tensors and the options. (The graphs that torch.compile keeps on disk call an operator with
+# the arguments it had: another order needs other names.)
+TENSORS = "Tensor query, Tensor key, Tensor value, Tensor alpha, Tensor? mask, Tensor? bias, Tensor? seed"
+OPTIONS = "bool is_causal, float scale, float dropout_p"
 
 
 class AttentionInputs(NamedTuple):
@@ -31,10 +31,10 @@ class AttentionInputs(NamedTuple):
     dropout_p: float  # probability that a weight is dropped, if there is a seed
 
     @classmethod
-    def split(cls, arguments: Sequence[Any]) -> tuple["AttentionInputs", Sequence[Any]]:
-        """The record that an operator's arguments begin with, and the arguments behind it."""
-        count = len(cls._fields)
-        return cls(*arguments[:count]), arguments[count:]
+    def split(cls, arguments: Sequence[Any], saved: int = 0) -> tuple["AttentionInputs", Sequence[Any], Sequence[Any]]:
+        """The record in an operator's arguments, the number of `saved` tensors amid it, and what comes behind it."""
+        behind = arguments[7 + saved :]
+        return cls(*arguments[:7], *behind[:3]), arguments[7 : 7 + saved], behind[3:]
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

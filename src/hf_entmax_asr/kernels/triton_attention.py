@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from hf_entmax_asr.kernels import triton_attention_kernels as kernels
-from hf_entmax_asr.kernels.attention_inputs import SCHEMA, AttentionInputs
+from hf_entmax_asr.kernels.attention_inputs import OPTIONS, TENSORS, AttentionInputs
 from hf_entmax_asr.kernels.modes import DTYPES
 from hf_entmax_asr.kernels.triton_attention_kernels import Plan
 from hf_entmax_asr.kernels.triton_math import LAUNCH_OPTIONS, on_device_of
@@ -124,7 +124,7 @@ def attention_backward(
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::triton_attend", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor, Tensor)"
+    "hf_entmax_asr::triton_attend", mutates_args=(), schema=f"({TENSORS}, {OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
 def attend(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return attention_forward(AttentionInputs(*inputs))
@@ -139,17 +139,17 @@ def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op(
     "hf_entmax_asr::triton_attend_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, {SCHEMA}, Tensor stats, Tensor flags, bool needs_alpha, bool needs_bias) -> "
+    schema=f"(Tensor grad, {TENSORS}, Tensor stats, Tensor flags, {OPTIONS}, bool needs_alpha, bool needs_bias) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs, rest = AttentionInputs.split(arguments)
-    return attention_backward(grad, inputs, *rest)
+    inputs, saved, needs = AttentionInputs.split(arguments, saved=2)
+    return attention_backward(grad, inputs, *saved, *needs)
 
 
 @attend_backward.register_fake
 def _(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    inputs, (*_, needs_alpha, needs_bias) = AttentionInputs.split(arguments)
+    inputs, _, (needs_alpha, needs_bias) = AttentionInputs.split(arguments, saved=2)
     query, alpha, bias = inputs.query, inputs.alpha, inputs.bias
     gradients = [_empty_as_model(x, x.shape[2], x.shape[3]) for x in (query, inputs.key, inputs.value)]
     for_alpha = torch.empty_like(alpha) if needs_alpha else alpha.new_empty(0)
@@ -169,10 +169,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     needs = AttentionInputs(*ctx.needs_input_grad)
     if grad is None:
         return (None,) * len(needs)
-    *tensors, stats, flags = ctx.saved_tensors
-    *gradients, for_alpha, for_bias = attend_backward(
-        grad, *tensors, *ctx.options, stats, flags, needs.alpha, needs.bias
-    )
+    arguments = (*ctx.saved_tensors, *ctx.options, needs.alpha, needs.bias)
+    *gradients, for_alpha, for_bias = attend_backward(grad, *arguments)
     every = (*gradients, for_alpha, None, for_bias, None, None, None, None)
     return tuple(g if need else None for g, need in zip(every, needs, strict=True))
 

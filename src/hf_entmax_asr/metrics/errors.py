@@ -5,9 +5,10 @@ Nothing is normalised here (case, punctuation, number words): the texts are comp
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import jiwer
+if TYPE_CHECKING:
+    import jiwer
 
 COLLAPSE_DELETION_RATE = 0.15  # of the reference; a healthy system deletes 1 to 5 %
 COLLAPSE_DELETION_SHARE = 0.6  # of all errors; usually 10 to 30 %
@@ -118,7 +119,7 @@ def count_edits(edits: Sequence[Edit], unit: str = "word") -> ErrorCounts:
 
 def _aligned(
     references: Sequence[str], hypotheses: Sequence[str], unit: str
-) -> jiwer.WordOutput | jiwer.CharacterOutput | None:
+) -> "jiwer.WordOutput | jiwer.CharacterOutput | None":
     if unit not in ("word", "character"):
         raise ValueError(f"unit is {unit!r}; use 'word' or 'character'.")
     if isinstance(references, str) or isinstance(hypotheses, str):
@@ -127,13 +128,15 @@ def _aligned(
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses: give one for each.")
     if not references:
         return None
+    import jiwer  # only here: who transcribes without scoring need not have it
+
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
     # jiwer splits words at the space alone, so a tab or a line break is made one.
     split = [" ".join(text.split()) if unit == "word" else text for text in (*references, *hypotheses)]
     return process(split[: len(references)], split[len(references) :])
 
 
-def _edits(chunk: jiwer.AlignmentChunk, reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
+def _edits(chunk: "jiwer.AlignmentChunk", reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
     given = reference[chunk.ref_start_idx : chunk.ref_end_idx]
     heard = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
     if chunk.type == "delete":

@@ -35,21 +35,21 @@ Vector = np.ndarray
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a hypothesis stands.
+class _Hypothesis:
+    """What the language model must know of a hypothesis to go on from it.
 
     Attributes:
         state: before the word (or character) that comes.
         word: letters of the word so far, for a word model.
         begun: whether there has been a character.
-        parted: whether the last token is a word boundary and nothing else.
+        after_boundary: whether the last token is a word boundary and nothing else.
         ended: whether the last token is the end.
     """
 
     state: State
     word: str = ""
     begun: bool = False
-    parted: bool = False
+    after_boundary: bool = False
     ended: bool = False
 
 
@@ -73,7 +73,7 @@ class _Tokens:
         return len(self.texts)
 
 
-class _Kept:
+class _LatestValues:
     """The latest vectors of a function of one hashable argument."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
@@ -94,7 +94,7 @@ class _SpelledCharacters:
 
     def __init__(self, model: NgramModel, tokens: _Tokens) -> None:
         self.model, self.tokens = model, tokens
-        self._known = _Kept(lambda key: np.full(len(tokens), np.nan, dtype=np.float32))
+        self._known = _LatestValues(lambda key: np.full(len(tokens), np.nan, dtype=np.float32))
         every = range(len(tokens))
         self._lengths = [np.array([len(self._characters(t, begun)) for t in every], np.float32) for begun in (0, 1)]
 
@@ -102,28 +102,28 @@ class _SpelledCharacters:
         boundary = WORD_BOUNDARY if self.tokens.bounded[token] and begun else ""  # none before the first character
         return boundary + self.tokens.texts[token]
 
-    def step(self, place: _Place, token: int) -> _Place:
-        state, characters = place.state, self._characters(token, place.begun)
+    def step(self, hypothesis: _Hypothesis, token: int) -> _Hypothesis:
+        state, characters = hypothesis.state, self._characters(token, hypothesis.begun)
         for character in characters:
             state, _ = self.model.advance(state, character)
-        return replace(place, state=state, begun=place.begun or bool(characters))
+        return replace(hypothesis, state=state, begun=hypothesis.begun or bool(characters))
 
-    def lengths(self, place: _Place) -> Vector:
-        return self._lengths[place.begun]
+    def lengths(self, hypothesis: _Hypothesis) -> Vector:
+        return self._lengths[hypothesis.begun]
 
-    def logs(self, place: _Place, wanted: Vector | None = None) -> Vector:
+    def logs(self, hypothesis: _Hypothesis, wanted: Vector | None = None) -> Vector:
         """log q of each token; those that are not wanted may be NaN."""
-        logs = self._known((place.state, place.begun))
+        logs = self._known((hypothesis.state, hypothesis.begun))
         missing = np.flatnonzero(np.isnan(logs)) if wanted is None else wanted[np.isnan(logs[wanted])]
         for token in missing.tolist():
-            logs[token] = self._log(place, token)
+            logs[token] = self._log(hypothesis, token)
         return logs
 
-    def _log(self, place: _Place, token: int) -> float:
+    def _log(self, hypothesis: _Hypothesis, token: int) -> float:
         if token == self.tokens.end:
-            return self.model.end(place.state)
-        state, total = place.state, 0.0
-        for character in self._characters(token, place.begun):
+            return self.model.end(hypothesis.state)
+        state, total = hypothesis.state, 0.0
+        for character in self._characters(token, hypothesis.begun):
             state, score = self.model.advance(state, character)
             total += score
         return total
@@ -148,8 +148,8 @@ class _SpelledWords:
         self._nothing = np.zeros(len(tokens), dtype=np.float32)
         self._ending = (self._bounded | (np.arange(len(tokens)) == tokens.end)).astype(np.float32)
         self._first = np.array([self._ahead(text) for text in tokens.texts], dtype=np.float32)
-        self._following = _Kept(self._vector)
-        self._ends = _Kept(lambda key: model.advance(*key))
+        self._following = _LatestValues(self._vector)
+        self._ends = _LatestValues(lambda key: model.advance(*key))
 
     def _ahead(self, prefix: str) -> float:
         """What has been paid for a word that begins so: log of the share of words (by unigram) that do."""
@@ -162,26 +162,26 @@ class _SpelledWords:
         ahead = [0.0 if bounded or not text else self._ahead(word + text) - paid for text, bounded in texts]
         return np.array(ahead, dtype=np.float32)
 
-    def _settled(self, place: _Place) -> tuple[State, float]:
+    def _settled(self, hypothesis: _Hypothesis) -> tuple[State, float]:
         """State behind the word so far, and what is still to pay for it."""
-        if not place.word:
-            return place.state, 0.0
-        state, score = self._ends((place.state, place.word))
-        return state, score - self._ahead(place.word)
+        if not hypothesis.word:
+            return hypothesis.state, 0.0
+        state, score = self._ends((hypothesis.state, hypothesis.word))
+        return state, score - self._ahead(hypothesis.word)
 
-    def step(self, place: _Place, token: int) -> _Place:
+    def step(self, hypothesis: _Hypothesis, token: int) -> _Hypothesis:
         text = self.tokens.texts[token]
         if not self.tokens.bounded[token]:
-            return replace(place, word=place.word + text)
-        return replace(place, state=self._settled(place)[0], word=text)
+            return replace(hypothesis, word=hypothesis.word + text)
+        return replace(hypothesis, state=self._settled(hypothesis)[0], word=text)
 
-    def lengths(self, place: _Place) -> Vector:
-        return self._ending if place.word else self._nothing
+    def lengths(self, hypothesis: _Hypothesis) -> Vector:
+        return self._ending if hypothesis.word else self._nothing
 
-    def logs(self, place: _Place, wanted: Vector | None = None) -> Vector:
+    def logs(self, hypothesis: _Hypothesis, wanted: Vector | None = None) -> Vector:
         """What each token adds to the payment; all are given, wanted or not."""
-        state, due = self._settled(place)
-        logs = np.where(self._bounded, self._first + np.float32(due), self._following(place.word))
+        state, due = self._settled(hypothesis)
+        logs = np.where(self._bounded, self._first + np.float32(due), self._following(hypothesis.word))
         logs[self.tokens.end] = due + self.model.end(state)
         return logs
 
@@ -189,8 +189,8 @@ class _SpelledWords:
 class LanguageModelFusion(LogitsProcessor):
     """Adds the language model's part to the scores of the next token, for `generate(logits_processor=[fusion])`.
 
-    The place of each hypothesis is worked out from its tokens, the places of the last call being kept by prefix: beams
-    may be reordered, repeated or dropped as the search likes. With several processors, put this one first. Tokens that
+    Where each hypothesis stands is worked out from its tokens, and kept by prefix until the next call: beams may be
+    reordered, repeated or dropped as the search likes. With several processors, put this one first. Tokens that
     are no text (padding, the start, a space after a space, numbers beyond the tokenizer) would cost nothing; they get
     the probability 0.
 
@@ -234,8 +234,8 @@ class LanguageModelFusion(LogitsProcessor):
         self._tokens = _Tokens(tokenizer)
         kind = _SpelledWords if model.unit == "word" else _SpelledCharacters
         self._speller: _SpelledWords | _SpelledCharacters = kind(model, self._tokens)
-        self._start = _Place(model.start())
-        self._places: dict[tuple[int, ...], _Place] = {}
+        self._start = _Hypothesis(model.start())
+        self._hypotheses: dict[tuple[int, ...], _Hypothesis] = {}
         self._nothing = np.zeros(len(self._tokens), dtype=np.float32)
         self._never = np.array(self._tokens.silent) & (np.arange(len(self._tokens)) != self._tokens.end)
         self._bounded = np.array(self._tokens.bounded)
@@ -251,17 +251,19 @@ class LanguageModelFusion(LogitsProcessor):
                 f"the model scores {scores.shape[1]} tokens, but the tokenizer has {len(self._tokens)}: they do not "
                 "belong together"
             )
-        places: dict[tuple[int, ...], _Place] = {}
+        hypotheses: dict[tuple[int, ...], _Hypothesis] = {}
         rows = [tuple(row) for row in input_ids.tolist()]
         for row in rows:
-            if row not in places:
-                before = self._places.get(row[:-1])
-                places[row] = reduce(self._step, row, self._start) if before is None else self._step(before, row[-1])
-        self._places = places
+            if row not in hypotheses:
+                before = self._hypotheses.get(row[:-1])
+                hypotheses[row] = (
+                    reduce(self._step, row, self._start) if before is None else self._step(before, row[-1])
+                )
+        self._hypotheses = hypotheses
         given = scores[:, : len(self._tokens)].float().numpy(force=True)
         added = torch.full((len(rows), scores.shape[1]), -math.inf)
         for index, row in enumerate(rows):
-            added[index, : len(self._tokens)] = torch.from_numpy(self._added(places[row], given[index]))
+            added[index, : len(self._tokens)] = torch.from_numpy(self._added(hypotheses[row], given[index]))
         return scores + added.to(scores.device, scores.dtype)
 
     def score(self, text: str) -> float:
@@ -269,33 +271,33 @@ class LanguageModelFusion(LogitsProcessor):
         units = self.model.units(text)
         return self.weight * self.model.log_probability(text) + self.insertion_bonus * len(units)
 
-    def _step(self, place: _Place, token: int) -> _Place:
-        if place.ended or token >= len(self._tokens):
-            return place
+    def _step(self, hypothesis: _Hypothesis, token: int) -> _Hypothesis:
+        if hypothesis.ended or token >= len(self._tokens):
+            return hypothesis
         if token == self._tokens.end:
-            return replace(place, ended=True)
+            return replace(hypothesis, ended=True)
         if self._tokens.silent[token]:
-            return place
-        parted = self._tokens.bounded[token] and not self._tokens.texts[token]
-        return replace(self._speller.step(place, token), parted=parted)
+            return hypothesis
+        after_boundary = self._tokens.bounded[token] and not self._tokens.texts[token]
+        return replace(self._speller.step(hypothesis, token), after_boundary=after_boundary)
 
-    def _added(self, place: _Place, scores: Vector) -> Vector:
+    def _added(self, hypothesis: _Hypothesis, scores: Vector) -> Vector:
         """The language model's part for the next token (V,), where the recogniser's is `scores` (V,)."""
-        if place.ended:
+        if hypothesis.ended:
             return self._nothing
-        never = self._never | self._bounded if place.parted else self._never
-        bonuses = self.insertion_bonus * self._speller.lengths(place)
+        never = self._never | self._bounded if hypothesis.after_boundary else self._never
+        bonuses = self.insertion_bonus * self._speller.lengths(hypothesis)
         few = self.candidates is not None and FIRST_CANDIDATES * self.candidates < len(self._tokens)
         if few and self.model.unit == "character":
-            wanted = self._candidates(place, np.where(never, -np.inf, scores + bonuses))
+            wanted = self._candidates(hypothesis, np.where(never, -np.inf, scores + bonuses))
             added: Vector = np.full(len(self._tokens), -np.inf, dtype=np.float32)
-            added[wanted] = self.weight * self._speller.logs(place, wanted)[wanted] + bonuses[wanted]
+            added[wanted] = self.weight * self._speller.logs(hypothesis, wanted)[wanted] + bonuses[wanted]
         else:
-            added = self.weight * self._speller.logs(place) + bonuses
+            added = self.weight * self._speller.logs(hypothesis) + bonuses
         added[never] = -np.inf
         return added
 
-    def _candidates(self, place: _Place, ceilings: Vector) -> Vector:
+    def _candidates(self, hypothesis: _Hypothesis, ceilings: Vector) -> Vector:
         """Tokens among which the best are, and </s>.
 
         As log q ≤ 0, no token comes out above its ceiling, recogniser's score plus bonus. So whatever has a ceiling
@@ -303,7 +305,7 @@ class LanguageModelFusion(LogitsProcessor):
         """
         count = self.candidates or 1
         first = np.argpartition(-ceilings, FIRST_CANDIDATES * count)[: FIRST_CANDIDATES * count]
-        fused = ceilings[first] + self.weight * self._speller.logs(place, first)[first]
+        fused = ceilings[first] + self.weight * self._speller.logs(hypothesis, first)[first]
         least = np.partition(fused, -count)[-count]
         return np.union1d(np.flatnonzero(ceilings >= least), [self._tokens.end])
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.metrics import ErrorCounts, align, count_edits, deletion_collapse, error_counts, rate_standard_error
@@ -200,6 +199,10 @@ def score_decodings(
                 num_beams=num_beams,
             )
         pairs = list(zip(mine, texts, strict=True))
-        hypotheses = [text for _, text in sorted(pairs if world == 1 else gather_object(pairs))]
+        if world > 1:
+            from accelerate.utils import gather_object  # only here: one process alone need not have accelerate
+
+            pairs = gather_object(pairs)
+        hypotheses = [text for _, text in sorted(pairs)]
         scores[decoding] = Scores.of(utterances.texts, hypotheses)
     return scores

@@ -25,7 +25,7 @@ class _CollatedBatches(Dataset):
         return batch, self.collator(list(examples), generator)
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
@@ -97,7 +97,7 @@ def batch_loader(
         _CollatedBatches(train, collator),
         sampler=stream,  # of MicroBatch, not of indices
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=section.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator().manual_seed(recipe.seed),  # else the loader draws from the global one

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training.scored_model import shared_like, whole
+from hf_entmax_asr.training.scored_model import sharded_like, unsharded
 
 STATE_FOLDER = "training_state"
 WEIGHTS = "model.safetensors"
@@ -102,7 +102,7 @@ def read_training_state(checkpoint: Path) -> TrainingState:
 
 @torch.no_grad()
 def load_trained_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Put back the weights that were trained, where the checkpoint's model shows others; `model` is not prepared yet.
+    """Put back the weights that were trained, where the checkpoint's model holds others; `model` is not prepared yet.
 
     Raises:
         CheckpointError: they are another model's.
@@ -137,7 +137,7 @@ def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.op
     for name, parts in saved.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            part: shared_like(tensor, parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
+            part: sharded_like(tensor, parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
             for part, tensor in parts.items()
         }
 
@@ -170,9 +170,9 @@ def _optimized(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iter
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of the optimizer by parameter name, whole; under FSDP all processes must call this together."""
+    """The state of the optimizer by parameter name, unsharded; under FSDP all processes must call this together."""
     return {
-        f"{name}/{part}": whole(torch.as_tensor(value).detach()).cpu().contiguous()
+        f"{name}/{part}": unsharded(torch.as_tensor(value).detach()).cpu().contiguous()
         for name, parameter in _optimized(model, optimizer)
         for part, value in optimizer.state.get(parameter, {}).items()
     }

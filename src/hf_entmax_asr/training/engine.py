@@ -37,7 +37,7 @@ from hf_entmax_asr.training.preparation import RECIPE, Prepared, prepare
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
 from hf_entmax_asr.training.run_analysis import RunAnalysis
-from hf_entmax_asr.training.scored_model import ShownModel, whole
+from hf_entmax_asr.training.scored_model import ScoredModel, unsharded
 from hf_entmax_asr.training.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -115,14 +115,14 @@ class TrainingRun:
     ) -> None:
         self.recipe, self.output, self.accelerator, self.card_template = recipe, output, accelerator, card_template
         self.processor, self.splits, self.state = prepared.processor, prepared.splits, prepared.state
-        self.plain_model = prepared.model  # without the wrappers of Accelerate
+        self.unwrapped_model = prepared.model  # what Accelerate's wrappers hold
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
-        self.shown = ShownModel(prepared.model, recipe.optimizer.ema_decay, self.sharded)
+        self.scored_model = ScoredModel(prepared.model, recipe.optimizer.ema_decay, self.sharded)
         if prepared.checkpoint is not None:
             load_trained_weights(prepared.checkpoint, prepared.model)
-        self.plain_optimizer = build_optimizer(prepared.model, recipe.optimizer)
-        self.model, self.optimizer = accelerator.prepare(prepared.model, self.plain_optimizer)
-        self.shown.start(self.plain_model)
+        self.unwrapped_optimizer = build_optimizer(prepared.model, recipe.optimizer)
+        self.model, self.optimizer = accelerator.prepare(prepared.model, self.unwrapped_optimizer)
+        self.scored_model.start()
         section = recipe.evaluation
         keep_last = max(section.keep_last, section.average_count if section.average == "last" else 0)
         keep_best = max(section.keep_best, section.average_count if section.average == "best" else 0)
@@ -143,7 +143,7 @@ class TrainingRun:
         self._restart_window()
         if card_template is not None:
             # A template that cannot be filled fails now, not after hours.
-            self._card(card_template, self.shown.of(self.plain_model), {})
+            self._card(card_template, self.scored_model.current(), {})
         self._restore(prepared.checkpoint)
 
     def _restore(self, checkpoint: Path | None) -> None:
@@ -152,7 +152,7 @@ class TrainingRun:
         set_seed(self.recipe.seed + rank)
         if checkpoint is None:
             return
-        load_optimizer(checkpoint, self.plain_model, self.plain_optimizer)
+        load_optimizer(checkpoint, self.unwrapped_model, self.unwrapped_optimizer)
         if self.accelerator.scaler is not None and self.state.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         if not restore_random_state(checkpoint, rank):
@@ -161,7 +161,7 @@ class TrainingRun:
     def train(self, stop_after: int | None = None) -> TrainingResult:
         """Run until the budget is used up, `stop_after` steps are done, or a signal asks to stop."""
         section, state = self.recipe.evaluation, self.state
-        with self.reporter, self.stop_signal.noted():
+        with self.reporter, self.stop_signal.listening():
             place = self.state.epoch, self.state.next_index
             batches = iter(batch_loader(self.recipe, self.processor, self.splits.train, self.accelerator, *place))
             self.model.train()
@@ -205,29 +205,29 @@ class TrainingRun:
         self.rate = learning_rate(schedule, self.recipe.optimizer.peak_learning_rate, state.step, used)
         set_learning_rate(self.optimizer, self.rate)
         hard_share = schedule.straight_through_fraction
-        self.plain_model.config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
+        self.unwrapped_model.config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
         for left in reversed(range(self.recipe.batching.accumulation_steps)):
             micro, tensors = next(batches)
             batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in tensors.items()}
             with self.accelerator.no_sync(self.model) if left else nullcontext():
                 output = self.model(**batch, use_cache=False)
                 self.accelerator.backward(output.loss * micro.weight)
-            self._add("loss", output.loss.detach() * micro.weight)
+            self._accumulate("loss", output.loss.detach() * micro.weight)
             for name in _LOSS_PARTS:
                 if (part := getattr(output, name, None)) is not None:
-                    self._add(name, part.detach() * micro.weight)
+                    self._accumulate(name, part.detach() * micro.weight)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_gradient_norm)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:  # fp16 skips a step whose gradient overflows
-            self._add("gradient_norm", whole(norm.detach()))
-            self.plain_model.proximal_gate_step(self.plain_optimizer)
+            self._accumulate("gradient_norm", unsharded(norm.detach()))
+            self.unwrapped_model.proximal_gate_step(self.unwrapped_optimizer)
         self.optimizer.zero_grad()
         state.step += 1
-        self.shown.update(self.plain_model, state.step)
+        self.scored_model.update(state.step)
         state.epoch, state.next_index = micro.epoch, micro.next_index
         self.window_frames += micro.step_frames
 
-    def _add(self, name: str, value: torch.Tensor) -> None:
+    def _accumulate(self, name: str, value: torch.Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _used(self) -> float:
@@ -235,7 +235,7 @@ class TrainingRun:
 
     def _agree(self, force: bool = False) -> None:
         """Read the clock and the signals. Several processes take the main one's clock and stop together."""
-        mine = (time.monotonic() - self.started, self.stop_signal.came)
+        mine = (time.monotonic() - self.started, self.stop_signal.received)
         if self.accelerator.num_processes == 1:
             everyone = [mine]
         elif force or self.state.step % _AGREE_EVERY == 0:
@@ -261,7 +261,7 @@ class TrainingRun:
             "epoch": self.state.epoch,
             "elapsed_seconds": round(self.state.elapsed_seconds, 3),
         }
-        heads = {"alpha": _rounded(self.plain_model.alphas()), "gate": _rounded(self.plain_model.gates())}
+        heads = {"alpha": _rounded(self.unwrapped_model.alphas()), "gate": _rounded(self.unwrapped_model.gates())}
         used = self._used()
         left = self.state.elapsed_seconds * (1 - used) / used if used > 0 else None
         self.reporter.training(self.state.step, values, heads, left)
@@ -279,10 +279,10 @@ class TrainingRun:
         )
 
     def _analyze(self) -> None:
-        """Write down what the attention of the model that evaluation shows does now; training is left as it was."""
+        """Write down what the attention of the scored model does now; training is left as it was."""
         self._check_finite()
         began = time.monotonic()
-        self.analyses.write(self.shown.of(self.plain_model), self.state.step)
+        self.analyses.write(self.scored_model.current(), self.state.step)
         self.window_started += time.monotonic() - began  # frames/s counts training alone
 
     def _evaluate(self) -> None:
@@ -291,7 +291,7 @@ class TrainingRun:
         if validation is None:
             return
         began = time.monotonic()
-        self.scores = self._score(self.shown.of(self.plain_model), validation, "validation")
+        self.scores = self._score(self.scored_model.current(), validation, "validation")
         self.scored_step = self.state.step
         self.state.scores[self.state.step] = self._value(self.scores)
         self.state.tolerances[self.state.step] = _own(self.scores).tolerance(self.recipe.evaluation.best_metric)
@@ -325,16 +325,16 @@ class TrainingRun:
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         began, main = time.monotonic(), self.accelerator.is_main_process
-        shown = self.shown.of(self.plain_model)
-        together = main or self.sharded  # all processes are needed for whole tensors
-        optimizer = optimizer_tensors(self.plain_model, self.plain_optimizer) if together else {}
+        scored = self.scored_model.current()
+        together = main or self.sharded  # all processes are needed to gather shards
+        optimizer = optimizer_tensors(self.unwrapped_model, self.unwrapped_optimizer) if together else {}
         trained = {}
-        if self.shown.ema_decay is not None and together:
-            trained = {name: whole(p.detach()).cpu() for name, p in self.plain_model.named_parameters()}
+        if self.scored_model.ema_decay is not None and together:
+            trained = {name: unsharded(p.detach()).cpu() for name, p in self.unwrapped_model.named_parameters()}
         if main:
 
             def write(folder: Path) -> None:
-                self._write(folder, shown)
+                self._write(folder, scored)
                 save_training_state(folder, self.state, optimizer, states, trained)
                 text = yaml.safe_dump(recipe_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
                 write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
@@ -391,4 +391,4 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _rounded(heads: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    return {name: [round(value, 5) for value in whole(tensor).tolist()] for name, tensor in heads.items()}
+    return {name: [round(value, 5) for value in unsharded(tensor).tolist()] for name, tensor in heads.items()}

@@ -13,21 +13,21 @@ logger = logging.getLogger(__name__)
 class StopSignal:
     """Whether Ctrl-C or SIGTERM has come: the first asks to end after this step, with a checkpoint; the second at once.
 
-    Only the main thread can listen; elsewhere nothing is ever noted.
+    Only the main thread can listen; elsewhere no signal is ever received.
     """
 
     def __init__(self) -> None:
-        self.came = False
+        self.received = False
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Listen inside the block."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number: int, frame: Any) -> None:
-            self.came = True
+            self.received = True
             signal.signal(number, before[number])
             logger.warning("%s: saving a checkpoint and stopping", signal.Signals(number).name)
 

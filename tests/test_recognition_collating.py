@@ -1,0 +1,37 @@
+"""Examples to batches: speeds, and what may not pass for perturbed."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_entmax_asr.augmentation import WaveformPerturbation, change_speed
+from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
+from hf_entmax_asr.recognition import SpeechSeq2SeqCollator
+from hf_entmax_asr.tokenization import train_character_tokenizer
+
+RATE = 16_000
+
+
+def tone(frequency_hz: float, seconds: float = 0.5) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency_hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def processor() -> EntmaxAsrProcessor:
+    return EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(feature_size=20), train_character_tokenizer(["abcdef"]))
+
+
+def test_the_collator_plays_each_example_at_its_speed(processor):
+    examples = [{"audio": tone(400), "speed": 0.8}, {"audio": tone(400)}]
+    batch = SpeechSeq2SeqCollator(processor)(examples)
+    extractor = processor.feature_extractor
+    assert batch["attention_mask"].sum(1).tolist() == [extractor.num_frames(10_000), extractor.num_frames(8000)]
+    slow = extractor([change_speed(tone(400), 0.8)], sampling_rate=RATE, return_tensors="pt")["input_features"]
+    assert torch.equal(batch["input_features"][0], slow[0])
+
+
+def test_the_collator_does_not_pass_cached_features_off_as_perturbed(processor):
+    collator = SpeechSeq2SeqCollator(processor, perturb=WaveformPerturbation(volume_db=3.0))
+    with pytest.raises(ValueError, match="an example needs 'audio'; this one has"):
+        collator([{"input_features": torch.zeros(9, 20)}])
