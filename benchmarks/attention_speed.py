@@ -151,9 +151,7 @@ def main() -> None:
         print(machine(), "\n")
         results = gaussian(arguments.lengths, arguments.rounds)
         heading = ["T", "α", "density", "ratio to SDPA", "aim"]
-        print(
-            table(heading, [[r[k] for k in ("length", "alpha", "density", "ratio", "aim")] for r in results]), "\n"
-        )
+        print(table(heading, [[r[k] for k in ("length", "alpha", "density", "ratio", "aim")] for r in results]), "\n")
         if arguments.checkpoint:
             trained(arguments.checkpoint, arguments.rounds)
     if arguments.plot:
