@@ -14,6 +14,7 @@ from hf_entmax_asr.training.recipe import load_recipe
 from support.corpus_trees import write_aishell1, write_librispeech, write_wsj
 from support.markdown_pages import ROOT, Block, Page, documentation
 from support.small_models import small_model
+from support.small_whisper import SHAPES, make_whisper
 from support.tones import write_splits
 from support.usages import usages
 
@@ -54,7 +55,7 @@ def test_there_are_blocks_to_run():
 def test_python_block_runs(page: Page, block: Block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     needs, code = block.argument, block.code
-    assert needs in ("", "model", "checkpoint", "corpora", "folder")
+    assert needs in ("", "model", "checkpoint", "corpora", "folder", "whisper")
     names: dict = {"__name__": "documentation"}
     if needs:
         processor = small_processor()
@@ -65,6 +66,8 @@ def test_python_block_runs(page: Page, block: Block, tmp_path, monkeypatch):
         model.save_pretrained("demo_output/run/best")
         processor.save_pretrained("demo_output/run/best")
         soundfile.write("recording.wav", tone(1.0), 16000)
+    if needs == "whisper":
+        make_whisper(tmp_path / "openai" / "whisper-base", **SHAPES["multilingual"])
     if needs == "folder":
         write_splits(tmp_path / "my_corpus", train=2, test=2)
     if needs == "corpora":
