@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from support.small_models import small_model
+from support.small_models import features, small_model
 
 
 @pytest.mark.parametrize("layers", [1, 2])
