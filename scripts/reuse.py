@@ -18,6 +18,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
@@ -67,7 +68,11 @@ def main() -> int:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
-        for side, budget in (("encoder", arguments.budget), ("decoder", arguments.decoder_budget)):
+        budgets: dict[Literal["encoder", "decoder"], int | None] = {
+            "encoder": arguments.budget,
+            "decoder": arguments.decoder_budget,
+        }
+        for side, budget in budgets.items():
             if budget is not None:
                 proposal = map_groups_of(read_analysis(arguments.analysis, model.config), budget, side)
                 groups[side] = list(proposal.sizes)
@@ -82,9 +87,9 @@ def main() -> int:
     with atomic_folder(arguments.out) as folder:
         smaller.save_pretrained(folder)
         processor.save_pretrained(folder)
-    for side, sizes in groups.items():
+    for name, sizes in groups.items():
         if sizes is not None:
-            print(f"{side}: {len(sizes)} maps for {sum(sizes)} layers, groups of {', '.join(map(str, sizes))}")
+            print(f"{name}: {len(sizes)} maps for {sum(sizes)} layers, groups of {', '.join(map(str, sizes))}")
     before, after = model.num_parameters(), smaller.num_parameters()
     print(f"{after:,} parameters, {100 * after / before:.1f} % of {before:,}")
     print(f"written: {arguments.out}; train it further with scripts/train.py --set start_from={arguments.out}")
