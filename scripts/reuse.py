@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_entmax_asr.analysis import MapGroups, map_groups_of
 from hf_entmax_asr.atomic_files import atomic_folder
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.surgery import read_analysis, share_maps
+from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
 
 
 def parse() -> argparse.Namespace:
@@ -74,7 +74,7 @@ def main() -> int:
         }
         for side, budget in budgets.items():
             if budget is not None:
-                proposal = map_groups_of(read_analysis(arguments.analysis, model.config), budget, side)
+                proposal = map_groups_of(load_matching_analysis(arguments.analysis, model.config), budget, side)
                 groups[side] = list(proposal.sizes)
                 order |= {f"{side}.layers.{i}.self_attn": heads for i, heads in enumerate(proposal.head_order)}
                 print(describe(side, proposal))
