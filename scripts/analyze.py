@@ -37,13 +37,13 @@ from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
 from hf_entmax_asr.analysis.report import write_report
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.recognition import DataError
+from hf_entmax_asr.recognition.attention_section import find_card, write_attention_section
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.inspection import analyze
 from hf_entmax_asr.recognition.phoneme_labels import Labels
 from hf_entmax_asr.recognition.report_examples import example_of
 from hf_entmax_asr.recognition.utterances import read_split
 from hf_entmax_asr.training import read_history
-from hf_entmax_asr.training.model_card import find_card, write_attention_section
 
 
 def parse() -> argparse.Namespace:

@@ -28,7 +28,8 @@ from hf_entmax_asr.analysis.word_ends import WordEndErrors, best_heads, word_end
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
-from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.metrics import Scores
+from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, seconds_per_position
 from hf_entmax_asr.training import read_history

@@ -22,9 +22,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.corpora import CORPORA, text_rule, text_rules
-from hf_entmax_asr.metrics import Edit, align, bootstrap_interval, confusions, count_edits, html_report
+from hf_entmax_asr.metrics import Edit, Scores, align, bootstrap_interval, confusions, count_edits, html_report
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
-from hf_entmax_asr.recognition import DataError, Scores, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, read_split

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.atomic_files import atomic_folder
@@ -27,12 +28,11 @@ from hf_entmax_asr.recognition.surgery import (
     Removed,
     attention_modules,
     gated_off,
-    read_analysis,
-    redundant_of,
+    load_matching_analysis,
+    most_redundant_heads,
+    most_waited_for_heads,
     remove_heads,
-    waited_for_of,
 )
-from hf_entmax_asr.training.checkpointing import WEIGHTS
 
 
 def parse() -> argparse.Namespace:
@@ -66,14 +66,14 @@ def chosen(model: Any, arguments: argparse.Namespace) -> Removed:
     """All heads that are to go; prints why those of an analysis are."""
     sets = [named(arguments.heads), {name: set(heads) for name, heads in gated_off(model).items()}]
     if arguments.analysis is not None:
-        document = read_analysis(arguments.analysis, model.config)
+        document = load_matching_analysis(arguments.analysis, model.config)
         if arguments.redundant is not None:
-            removed, found = redundant_of(model.config, document, arguments.redundant)
+            removed, found = most_redundant_heads(model.config, document, arguments.redundant)
             sets.append(removed)
             for head in found:
                 print(f"{head.module} head {head.head} attends like head {head.like}, {head.bits:.3f} bits apart")
         if arguments.waited_for is not None:
-            removed, heads = waited_for_of(model, document, arguments.waited_for)
+            removed, heads = most_waited_for_heads(model, document, arguments.waited_for)
             sets.append(removed)
             for layer, number, share, seconds in heads:
                 print(
@@ -114,8 +114,8 @@ def main() -> int:
     before, after = model.num_parameters(), smaller.num_parameters()
     print(f"{sum(map(len, removed.values()))} of {total} heads removed")
     print(f"{after:,} parameters, {100 * after / before:.1f} % of {before:,}")
-    size = (arguments.out / WEIGHTS).stat().st_size / 1e6
-    print(f"written: {arguments.out} ({WEIGHTS}: {size:.2f} MB)")
+    size = (arguments.out / SAFE_WEIGHTS_NAME).stat().st_size / 1e6
+    print(f"written: {arguments.out} ({SAFE_WEIGHTS_NAME}: {size:.2f} MB)")
     return 0
 
 

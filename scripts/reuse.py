@@ -18,6 +18,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
@@ -25,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_entmax_asr.analysis import MapGroups, map_groups_of
 from hf_entmax_asr.atomic_files import atomic_folder
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.surgery import read_analysis, share_maps
+from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
 
 
 def parse() -> argparse.Namespace:
@@ -67,9 +68,13 @@ def main() -> int:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
-        for side, budget in (("encoder", arguments.budget), ("decoder", arguments.decoder_budget)):
+        budgets: dict[Literal["encoder", "decoder"], int | None] = {
+            "encoder": arguments.budget,
+            "decoder": arguments.decoder_budget,
+        }
+        for side, budget in budgets.items():
             if budget is not None:
-                proposal = map_groups_of(read_analysis(arguments.analysis, model.config), budget, side)
+                proposal = map_groups_of(load_matching_analysis(arguments.analysis, model.config), budget, side)
                 groups[side] = list(proposal.sizes)
                 order |= {f"{side}.layers.{i}.self_attn": heads for i, heads in enumerate(proposal.head_order)}
                 print(describe(side, proposal))
@@ -82,9 +87,9 @@ def main() -> int:
     with atomic_folder(arguments.out) as folder:
         smaller.save_pretrained(folder)
         processor.save_pretrained(folder)
-    for side, sizes in groups.items():
+    for name, sizes in groups.items():
         if sizes is not None:
-            print(f"{side}: {len(sizes)} maps for {sum(sizes)} layers, groups of {', '.join(map(str, sizes))}")
+            print(f"{name}: {len(sizes)} maps for {sum(sizes)} layers, groups of {', '.join(map(str, sizes))}")
     before, after = model.num_parameters(), smaller.num_parameters()
     print(f"{after:,} parameters, {100 * after / before:.1f} % of {before:,}")
     print(f"written: {arguments.out}; train it further with scripts/train.py --set start_from={arguments.out}")

@@ -16,9 +16,8 @@ import pytest
 import soundfile
 from experiments.real_speech import build_corpus
 from experiments.real_speech.amazon_queen import read_clips, read_files, spoken_parts
-from experiments.real_speech.amazon_queen_corpus import CONTAINER, GAME, TEST, VALIDATION, split_of, spoken_text
+from experiments.real_speech.amazon_queen_corpus import CONTAINER, GAME, TEST, VALIDATION, split_of
 from experiments.real_speech.corpus_folder import ContainerError, SplitCounts
-from experiments.real_speech.spoken_text import UnspeakableError
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora.folder import load_folder
@@ -200,33 +199,6 @@ def test_a_damaged_file_in_the_container_is_named(name):
     for length in (0, 25, 60, len(whole) - 40):
         with pytest.raises(ContainerError, match=f"{name} in the container is damaged"):
             read_clips(game(**{name: whole[:length]}))
-
-
-@pytest.mark.parametrize(
-    ("subtitle", "spoken"),
-    [
-        ("\"You crash 'em, we cash 'em!\" ", "YOU CRASH 'EM WE CASH 'EM"),
-        ("AMAZONS' DUNGEON?! That's bad....", "AMAZONS' DUNGEON THAT'S BAD"),
-        ("Change D.N.A. and you change life itself.", "CHANGE D N A AND YOU CHANGE LIFE ITSELF"),
-        ("The R.S.P.C.A.?", "THE R S P C A"),
-        ("you were born 13th July, 1922, huh?", "YOU WERE BORN THIRTEENTH JULY NINETEEN TWENTY TWO HUH"),
-        ("Friday's film will be at 19:00 Hours", "FRIDAY'S FILM WILL BE AT NINETEEN HUNDRED HOURS"),
-        ("This is the 1940's.", "THIS IS THE NINETEEN FORTIES"),
-        ("they've got IQs less than 50?", "THEY'VE GOT I QS LESS THAN FIFTY"),
-        ("Well Ms. Russel, I'm Mr. King, not Mr Chatterbox", "WELL MIZ RUSSEL I'M MISTER KING NOT MISTER CHATTERBOX"),
-        ("@@ Treatment^_ @@", "TREATMENT"),
-        ("a half-witted <koff> (sigh)", "A HALF WITTED KOFF SIGH"),
-        ("Bring an idol, Identity and DRUMS.", "BRING AN IDOL IDENTITY AND DRUMS"),
-    ],
-)
-def test_a_subtitle_as_it_is_spoken(subtitle, spoken):
-    assert spoken_text(subtitle) == spoken
-
-
-@pytest.mark.parametrize("subtitle", ["240 nets", "&#($!!, he got away!", "...", "café", "1950's"])
-def test_a_subtitle_without_a_rule_is_refused(subtitle):
-    with pytest.raises(UnspeakableError, match=re.escape(repr(subtitle))):
-        spoken_text(subtitle)
 
 
 def test_no_character_is_in_two_splits():

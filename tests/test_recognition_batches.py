@@ -1,5 +1,7 @@
 """Utterances cut into batches, in their order and within both bounds."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ def test_batches_keep_the_order_and_none_is_larger_or_smaller_than_need_be(lengt
     order = np.argsort(frames, kind="stable")
     batches = cut_batches(order, frames, most_frames, most_utterances)
     assert [index for batch in batches for index in batch] == order.tolist()
-    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+    for batch, following in itertools.zip_longest(batches, batches[1:]):
         assert len(batch) * frames[list(batch)].max() <= most_frames
         assert len(batch) <= most_utterances
         if following is not None:  # the next utterance would not have fitted

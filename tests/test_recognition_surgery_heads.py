@@ -14,7 +14,13 @@ from hf_entmax_asr.analysis import redundant_heads
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.configuration_entmax_asr import TRANSFORMS
 from hf_entmax_asr.recognition import analyze, load_analysis, save_analysis
-from hf_entmax_asr.recognition.surgery import attention_modules, gated_off, remove_heads, share_maps, waited_for_of
+from hf_entmax_asr.recognition.surgery import (
+    attention_modules,
+    gated_off,
+    most_waited_for_heads,
+    remove_heads,
+    share_maps,
+)
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from support.checkpoint_alone import examine, examine_apart
 from support.small_models import CHUNKS, features, small_config, small_model, targets
@@ -317,7 +323,7 @@ def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call,
     full = small_model(cross_attention="full")
     document = dataclasses.replace(load_analysis(analysis), monotonic=None)
     with pytest.raises(ValueError, match="nothing waits for the heads of full cross-attention"):
-        waited_for_of(full, document, 1)
+        most_waited_for_heads(full, document, 1)
 
 
 @pytest.mark.parametrize("option", ["--redundant", "--waited-for"])

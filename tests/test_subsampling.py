@@ -1,4 +1,4 @@
-"""The front end: features to positions."""
+"""The front end: how many positions come of so many frames, and in which dtype it computes."""
 
 import math
 

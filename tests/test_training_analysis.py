@@ -20,11 +20,12 @@ from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.trajectories import trajectory
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, analyze
-from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.attention_section import ATTENTION_HEADING
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.training import AnalysisCallback, RecipeError, read_history, train
 from hf_entmax_asr.training import engine as engine_module
 from hf_entmax_asr.training.analysis_callback import analysis_files, drop_analyses_after, newest_analysis, write_page
-from hf_entmax_asr.training.model_card import ATTENTION_HEADING, _architecture, attention_text, write_attention_section
+from hf_entmax_asr.training.model_card import _architecture
 from support.analysis_document import document, document_json
 from support.small_models import small_config
 from support.tones import tiny_recipe, write_splits
@@ -204,25 +205,6 @@ def test_the_card_tells_what_the_newest_analysis_found(watched, tones, tmp_path)
     told = section((without.last / "README.md").read_text(encoding="utf-8")).strip()
     assert told.startswith("Not measured yet; `scripts/analyze.py")
     assert "\n" not in told
-
-
-def test_the_section_of_a_card_is_replaced_and_nothing_else(tmp_path):
-    before, after = "---\ntags: [a]\n---\n\n# Name\n\n```python\n# code\n```\n", "## Training\n\nTen steps.\n"
-    card = tmp_path / "README.md"
-    given = dataclasses.replace(document(), data="/home/somebody/corpus, test")
-    card.write_text(f"{before}\n{ATTENTION_HEADING}\n\nOld.\n\n- old\n\n{after}", encoding="utf-8")
-    assert write_attention_section(tmp_path, given) == card
-    assert card.read_text(encoding="utf-8") == f"{before}\n{ATTENTION_HEADING}\n\n{attention_text(given)}\n\n{after}"
-    assert "Measured on 5 utterances (0.2 minutes) of corpus, test." in card.read_text(encoding="utf-8")
-    write_attention_section(tmp_path, given)  # again: the same
-    assert card.read_text(encoding="utf-8") == f"{before}\n{ATTENTION_HEADING}\n\n{attention_text(given)}\n\n{after}"
-    card.write_text(before, encoding="utf-8")  # a card from before there was such a section
-    for _ in range(2):
-        write_attention_section(str(tmp_path), given)
-        assert card.read_text(encoding="utf-8") == f"{before}\n{ATTENTION_HEADING}\n\n{attention_text(given)}\n"
-    for folder in (tmp_path / "nowhere", "owner/name"):
-        with pytest.raises(CheckpointError, match=r"is no local folder with a README\.md"):
-            write_attention_section(folder, given)
 
 
 def test_findings_without_labels_where_every_head_is_diagonal():

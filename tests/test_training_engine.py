@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from hf_entmax_asr.recognition import Scores
+from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.training import TrainingDiverged, read_history, train
 from hf_entmax_asr.training import engine as engine_module

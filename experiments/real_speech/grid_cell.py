@@ -16,8 +16,9 @@ import torch
 
 from hf_entmax_asr.analysis.sparsity import SparsityMeter
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.model.losses import IGNORED_LABEL
-from hf_entmax_asr.recognition import Scores, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic

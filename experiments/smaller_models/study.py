@@ -41,7 +41,7 @@ from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.recognition import DataError, gated_off
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 from hf_entmax_asr.recognition.inspection import analyze
-from hf_entmax_asr.recognition.surgery import read_analysis, redundant_of, waited_for_of
+from hf_entmax_asr.recognition.surgery import load_matching_analysis, most_redundant_heads, most_waited_for_heads
 from hf_entmax_asr.training import RecipeError
 from hf_entmax_asr.training.memory import keep_freed_memory
 from hf_entmax_asr.training.preparation import load_rows
@@ -115,7 +115,7 @@ def analysis_of(study: Study) -> AnalysisDocument:
         say(f"analysis of {len(chosen)} utterances of {study.validation_split}")
         document = analyze(study.model, study.processor, rows.select(chosen), labels=aligner)
         save_analysis(dataclasses.replace(document, checkpoint=study.checkpoint, data=study.validation_split), file)
-    document = read_analysis(file, study.model.config)
+    document = load_matching_analysis(file, study.model.config)
     if labels is not None and document.phonemes is None:
         raise CellError(f"{file} was made without phonemes: delete it to have it made anew, or leave out --labels")
     return document
@@ -143,9 +143,9 @@ def plan(study: Study) -> list[Variant]:
 def analysed_variant(kind: str, number: int, model: Any, document: AnalysisDocument) -> Variant:
     """What an analysis chooses: `number` heads to remove ("redundant", "waited-for") or maps to leave ("reuse")."""
     if kind == "redundant":
-        return Variant(kind, number, redundant_of(model.config, document, number)[0])
+        return Variant(kind, number, most_redundant_heads(model.config, document, number)[0])
     if kind == "waited-for":
-        return Variant(kind, number, waited_for_of(model, document, number)[0])
+        return Variant(kind, number, most_waited_for_heads(model, document, number)[0])
     found = map_groups_of(document, number)
     order = {f"encoder.layers.{layer}.self_attn": heads for layer, heads in enumerate(found.head_order)}
     return Variant(kind, number, groups=found.sizes, head_order=order)

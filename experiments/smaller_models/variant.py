@@ -14,6 +14,7 @@ from benchmarks.timing import compare, machine
 from experiments.map_reuse import AFTER, BEFORE, runs
 from experiments.real_speech.grid_cell import CellError, recognise_ways, split_utterances, train_run
 from experiments.smaller_models.table import AS_CUT, GATES, RESULT, TIMING, TRAINED, UNPRUNED
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
 from hf_entmax_asr.model.losses import IGNORED_LABEL
@@ -24,7 +25,6 @@ from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.surgery import Removed, attention_modules
 from hf_entmax_asr.recognition.utterances import Utterances, seconds_per_position
 from hf_entmax_asr.training import Recipe, load_recipe
-from hf_entmax_asr.training.checkpointing import WEIGHTS
 
 RATE_SHARE = 0.25  # of the recipe's peak learning rate, about what is left of it when the recipes begin to cool down
 SAME = 1e-5  # how much logits may differ where nothing should, relative to the largest if that is above 1
@@ -136,7 +136,7 @@ def run_variant(variant: Variant, study: Study) -> dict[str, Any]:
         "heads": sum(module.num_heads for module in attention_modules(study.model).values()),
         "maps": list(variant.groups),
         "parameters": smaller.num_parameters(),
-        "megabytes": round((start / WEIGHTS).stat().st_size / 1e6, 3),
+        "megabytes": round((start / SAFE_WEIGHTS_NAME).stat().st_size / 1e6, 3),
         AS_CUT: scored(folder / AS_CUT, start, study),
     }
     if variant.kind != GATES:

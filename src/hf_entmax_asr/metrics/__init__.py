@@ -1,6 +1,7 @@
 """Scores: functions of texts, never of models.
 
 errors            word and character errors, their alignments, the check for deletion collapse
+scores            both rates of a set of utterances
 significance      confidence intervals and the matched-pair test
 report            the aligned HTML page and the most frequent confusions
 evaluate_metrics  WER and CER as metrics of the library `evaluate`
@@ -10,6 +11,7 @@ from typing import Any
 
 from hf_entmax_asr.metrics.errors import Edit, ErrorCounts, align, count_edits, deletion_collapse, error_counts
 from hf_entmax_asr.metrics.report import confusions, html_report
+from hf_entmax_asr.metrics.scores import Scores
 from hf_entmax_asr.metrics.significance import (
     BootstrapDifference,
     Interval,
@@ -29,6 +31,7 @@ __all__ = [
     "ErrorCounts",
     "Interval",
     "MatchedPairs",
+    "Scores",
     "align",
     "bootstrap_difference",
     "bootstrap_interval",

@@ -5,13 +5,14 @@ utterances, collating, batches: rows of a data set as the model takes them
 transcription, evaluation: files to text; many utterances to text and scores
 inspection (with attention_meters, phoneme_labels, document_parts): what attention does over a data set
 report_examples: single utterances to look at and to listen to
+attention_section: what an analysis found, in the model card
 surgery: smaller models out of trained ones
 """
 
 from hf_entmax_asr.analysis.document import load_analysis, save_analysis
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
-from hf_entmax_asr.recognition.evaluation import Scores, decoding_as, recognise, score_decodings
+from hf_entmax_asr.recognition.evaluation import decoding_as, recognise, score_decodings
 from hf_entmax_asr.recognition.inspection import analyze
 from hf_entmax_asr.recognition.surgery import gated_off, remove_heads, share_maps
 from hf_entmax_asr.recognition.transcription import Transcript, transcribe_files
@@ -20,7 +21,6 @@ from hf_entmax_asr.recognition.utterances import DataError
 __all__ = [
     "CheckpointError",
     "DataError",
-    "Scores",
     "SpeechSeq2SeqCollator",
     "Transcript",
     "analyze",

@@ -97,7 +97,7 @@ def remove_heads(
     for name, module in modules.items():
         gone = removed.get(name, ())
         kept = [head for head in range(module.num_heads) if head not in gone]
-        kind, layer = _place_of(name)
+        kind, layer = _kind_and_layer(name)
         counts[kind][layer] = len(kept)
         if gone:
             _check_group(config, kind, layer, removed)
@@ -127,7 +127,7 @@ def gated_off(model: EntmaxAsrForConditionalGeneration) -> dict[str, list[int]]:
     return off
 
 
-def redundant_of(
+def most_redundant_heads(
     config: EntmaxAsrConfig, document: AnalysisDocument, count: int
 ) -> tuple[Removed, list[RedundantHead]]:
     """The `count` encoder heads that an analysis found most redundant, for `remove_heads`, and why they are.
@@ -151,7 +151,7 @@ def redundant_of(
     return removed, found
 
 
-def waited_for_of(
+def most_waited_for_heads(
     model: EntmaxAsrForConditionalGeneration, document: AnalysisDocument, count: int
 ) -> tuple[Removed, list[WaitedForHead]]:
     """The `count` monotonic heads that decoding waited for most in an analysis, for `remove_heads`, and how much.
@@ -178,7 +178,7 @@ def waited_for_of(
     return removed, found
 
 
-def read_analysis(path: Path, config: EntmaxAsrConfig) -> AnalysisDocument:
+def load_matching_analysis(path: Path, config: EntmaxAsrConfig) -> AnalysisDocument:
     """An analysis that scripts/analyze.py wrote, if it can be one of a model with this configuration.
 
     Raises:
@@ -192,7 +192,7 @@ def read_analysis(path: Path, config: EntmaxAsrConfig) -> AnalysisDocument:
     return document
 
 
-def _place_of(name: str) -> tuple[str, int]:
+def _kind_and_layer(name: str) -> tuple[str, int]:
     """("encoder", "decoder" or "cross"; layer) of an attention module."""
     side, _, layer, module = name.split(".")
     return ("cross" if module == "encoder_attn" else side), int(layer)
@@ -206,7 +206,7 @@ def _check_removal(config: EntmaxAsrConfig, modules: Mapping[str, Any], name: st
         raise ValueError(f"{name} has the heads 0 to {count - 1}, and no head {absent[0]}.")
     if len(set(heads)) == count:
         raise ValueError(f"{name} would lose all of its {count} heads; at least one must stay.")
-    if heads and _place_of(name)[0] == "cross" and config.cross_head_transform != "none":
+    if heads and _kind_and_layer(name)[0] == "cross" and config.cross_head_transform != "none":
         raise ValueError(
             f"the heads of {name} cannot be removed: cross_head_transform = {config.cross_head_transform!r} weighs "
             "each head against the others, so that all would change."

@@ -1,4 +1,4 @@
-"""A split as training needs it: tokenised once, checked before any work is spent, features cached where they fit."""
+"""A split as recognition and training take it: tokenised once, its frames counted, features cached where they fit."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ _FRAMES_PER_EXTRACTION = 6000  # a minute of audio at a time
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on; the message counts and names the utterances."""
+    """Data that cannot be used; the message counts and names the utterances."""
 
 
 def read_split(data: str, split: str, corpus: str = "folder", most: int | None = None) -> Any:

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 from hf_entmax_asr.training.scored_model import sharded_like, unsharded
 
 STATE_FOLDER = "training_state"
-WEIGHTS = "model.safetensors"
 _TRAINED_WEIGHTS = "weights.safetensors"
 
 
@@ -189,9 +189,9 @@ def average_checkpoints(checkpoints: Sequence[Path], target: Path) -> None:
     total: dict[str, torch.Tensor] = {}
     last: dict[str, torch.Tensor] = {}
     for checkpoint in checkpoints:
-        if not (checkpoint / WEIGHTS).is_file():
-            raise CheckpointError(f"{checkpoint} has no {WEIGHTS}")
-        last = load_file(checkpoint / WEIGHTS)
+        if not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
+            raise CheckpointError(f"{checkpoint} has no {SAFE_WEIGHTS_NAME}")
+        last = load_file(checkpoint / SAFE_WEIGHTS_NAME)
         shapes = {name: tensor.shape for name, tensor in last.items()}
         if total and shapes != {name: tensor.shape for name, tensor in total.items()}:
             raise CheckpointError(f"{checkpoint} holds another model than {checkpoints[0]}")
@@ -200,9 +200,9 @@ def average_checkpoints(checkpoints: Sequence[Path], target: Path) -> None:
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + tensor.double()
     mean = {name: (total[name] / len(checkpoints)).to(tensor.dtype) for name, tensor in last.items()}
     with atomic_folder(target) as partial:
-        ignore = shutil.ignore_patterns(STATE_FOLDER, WEIGHTS)
+        ignore = shutil.ignore_patterns(STATE_FOLDER, SAFE_WEIGHTS_NAME)
         shutil.copytree(checkpoints[-1], partial, dirs_exist_ok=True, ignore=ignore)
-        save_file(mean, partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(mean, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 class CheckpointStore:

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
-from hf_entmax_asr.recognition.evaluation import Scores, score_decodings
+from hf_entmax_asr.recognition.evaluation import score_decodings
 from hf_entmax_asr.recognition.utterances import Utterances
 from hf_entmax_asr.training.batch_loader import batch_loader
 from hf_entmax_asr.training.batching import MicroBatch

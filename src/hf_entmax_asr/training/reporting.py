@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.recognition.evaluation import Scores
+from hf_entmax_asr.metrics import Scores
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.model.losses import IGNORED_LABEL
-from hf_entmax_asr.recognition.evaluation import Scores
 
 
 class HeadGateCallback(TrainerCallback):

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_entmax_asr.metrics import error_counts
-from hf_entmax_asr.recognition import Scores
+from hf_entmax_asr.metrics import Scores, error_counts
 
 texts = st.lists(st.sampled_from(["a", "b", "cc"]), max_size=5).map(" ".join)
 
