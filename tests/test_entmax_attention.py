@@ -85,7 +85,6 @@ def test_gradients_of_everything(bias_shape, is_causal):
         ({"mask": torch.ones(S, dtype=torch.bool, device="meta")}, "mask is on meta and query on cpu"),
         ({"bias": torch.ones(S, device="meta")}, "bias is on meta and query on cpu"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("mode", ["eager", "auto"])
 def test_wrong_input_is_refused(change, message, mode):
