@@ -49,7 +49,7 @@ def speed(rounds: int) -> None:
     )
     base = seconds["closed form"]
     rows = [[name, s * 1e3, s / base, 0.1 if name == "native" else ""] for name, s in seconds.items()]
-    print(table(["expected alignment", "ms", "ratio to the closed form", "target"], rows) + "\n")
+    print(table(["expected alignment", "ms", "ratio to the closed form", "aim"], rows) + "\n")
     alignment = expected_alignment(energy)
     rows = []
     for width in (4, 16, None):

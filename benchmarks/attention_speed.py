@@ -46,7 +46,7 @@ def gaussian(lengths: list[int], rounds: int) -> list[dict]:
             )
     for result in results:
         sparse = result["density"] <= 0.05 and result["length"] >= 512
-        result["target"] = 0.35 if sparse else 1.3
+        result["aim"] = 0.35 if sparse else 1.3
     return results
 
 
@@ -131,7 +131,7 @@ def memory(length: int = 4096, heads: int = 8) -> None:
     eager = added("eager", 1.5)
     rows = [[f"native, α = {alpha}", added("auto", alpha)] for alpha in (1.05, 1.2, 1.5, 2.0)]
     rows = [["eager", eager, 1.0]] + [[name, mib, mib / eager] for name, mib in rows]
-    print(table([f"T = {length}, H = {heads}", "MiB added", "ratio to eager (target 0.1)"], rows) + "\n")
+    print(table([f"T = {length}, H = {heads}", "MiB added", "ratio to eager (aim: 0.1)"], rows) + "\n")
 
 
 def main() -> None:
@@ -150,10 +150,8 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(machine(), "\n")
         results = gaussian(arguments.lengths, arguments.rounds)
-        heading = ["T", "α", "density", "ratio to SDPA", "target"]
-        print(
-            table(heading, [[r[k] for k in ("length", "alpha", "density", "ratio", "target")] for r in results]), "\n"
-        )
+        heading = ["T", "α", "density", "ratio to SDPA", "aim"]
+        print(table(heading, [[r[k] for k in ("length", "alpha", "density", "ratio", "aim")] for r in results]), "\n")
         if arguments.checkpoint:
             trained(arguments.checkpoint, arguments.rounds)
     if arguments.plot:

@@ -39,7 +39,7 @@ def main() -> None:
                 {"ours": decoder(ours, beams), "theirs": decoder(theirs, beams)}, arguments.rounds, warm_up=1
             )
             rows.append([beams, *seconds.values(), seconds["ours"] / seconds["theirs"], 0.8])
-        print(table(["beams", "ours s", "Speech2Text s", "ratio", "target"], rows) + "\n")
+        print(table(["beams", "ours s", "Speech2Text s", "ratio", "aim"], rows) + "\n")
 
 
 if __name__ == "__main__":

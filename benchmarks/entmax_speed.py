@@ -50,10 +50,10 @@ def gaussian(rounds: int) -> None:
     base, ours = seconds["F.softmax"], seconds["α 1.05 … 1.95 over heads"]
     per_score = 1e9 / scores.numel()
     rows = [[name, s * per_score, s / base, TARGETS.get(name, "")] for name, s in seconds.items()]
-    print(table(["512 scores a row, N(0, 1)", "ns a score", "ratio to F.softmax", "target"], rows))
+    print(table(["512 scores a row, N(0, 1)", "ns a score", "ratio to F.softmax", "aim"], rows))
     bisect, sort = seconds["published entmax_bisect with dα"], seconds["published entmax15(k=64), no dα"]
-    print(f"\n{bisect / ours:.0f}x faster than entmax_bisect with dα, mixed α (target 80)")
-    print(f"{sort / seconds['α = 1.5']:.1f}x faster than entmax15(k=64), α = 1.5 (target 9)\n")
+    print(f"\n{bisect / ours:.0f}x faster than entmax_bisect with dα, mixed α (aim: 80x)")
+    print(f"{sort / seconds['α = 1.5']:.1f}x faster than entmax15(k=64), α = 1.5 (aim: 9x)\n")
 
 
 def trained(checkpoint: Path, rounds: int) -> None:

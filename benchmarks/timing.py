@@ -81,7 +81,7 @@ def attention_inputs(checkpoint: Path, frames: int) -> dict[str, list[torch.Tens
     import soundfile
     from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
-    from hf_entmax_asr.model import attention
+    from hf_entmax_asr.model import transforms
 
     model = AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint).eval()
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -100,10 +100,10 @@ def attention_inputs(checkpoint: Path, frames: int) -> dict[str, list[torch.Tens
         taken.append([t.detach().clone() for t in (query, key, value, alpha)])
         return original(query, key, value, alpha)
 
-    original, attention.entmax_attention = attention.entmax_attention, take
+    original, transforms.entmax_attention = transforms.entmax_attention, take
     try:
         with torch.no_grad():
             model.get_encoder()(inputs["input_features"], attention_mask=inputs["attention_mask"])
     finally:
-        attention.entmax_attention = original
+        transforms.entmax_attention = original
     return {f"layer {i}": tensors for i, tensors in enumerate(taken)}

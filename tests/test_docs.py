@@ -14,6 +14,7 @@ from hf_entmax_asr.training.recipe import load_recipe
 from support.corpus_trees import write_aishell1, write_librispeech, write_wsj
 from support.markdown_pages import ROOT, Block, Page, documentation
 from support.small_models import small_model
+from support.tones import write_splits
 from support.usages import usages
 
 PAGES = documentation()
@@ -53,7 +54,7 @@ def test_there_are_blocks_to_run():
 def test_python_block_runs(page: Page, block: Block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     needs, code = block.argument, block.code
-    assert needs in ("", "model", "checkpoint", "corpora", "trainer")
+    assert needs in ("", "model", "checkpoint", "corpora", "folder")
     names: dict = {"__name__": "documentation"}
     if needs:
         processor = small_processor()
@@ -64,12 +65,25 @@ def test_python_block_runs(page: Page, block: Block, tmp_path, monkeypatch):
         model.save_pretrained("demo_output/run/best")
         processor.save_pretrained("demo_output/run/best")
         soundfile.write("recording.wav", tone(1.0), 16000)
+    if needs == "folder":
+        write_splits(tmp_path / "my_corpus", train=2, test=2)
     if needs == "corpora":
         write_aishell1(tmp_path)
         write_wsj(tmp_path / "wsj")
         write_librispeech(tmp_path, ("train-clean-100", "dev-clean"))
         code = code.replace('"/data/', f'"{tmp_path}/').replace("num_proc=8", f"cache_dir='{tmp_path}/cache'")
     exec(compile(code, page.name, "exec"), names)
+
+
+def test_what_a_model_card_says_of_its_use_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    processor = small_processor()
+    small_model(vocab_size=len(processor.tokenizer), num_mel_bins=80).save_pretrained("recogniser")
+    processor.save_pretrained("recogniser")
+    soundfile.write("recording.wav", tone(1.0), 16000)
+    card = (ROOT / "model_cards/template.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    exec(compile(code.replace("THIS_REPOSITORY", "recogniser"), "template.md", "exec"), {})
 
 
 def commands() -> dict[str, list[str]]:
