@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def named(texts: list[str]) -> Removed:
+def parse_heads(texts: list[str]) -> Removed:
     """Heads given as MODULE:0,2."""
     removed: Removed = {}
     for text in texts:
@@ -62,9 +62,9 @@ def named(texts: list[str]) -> Removed:
     return removed
 
 
-def chosen(model: Any, arguments: argparse.Namespace) -> Removed:
+def heads_to_remove(model: Any, arguments: argparse.Namespace) -> Removed:
     """All heads that are to go; prints why those of an analysis are."""
-    sets = [named(arguments.heads), {name: set(heads) for name, heads in gated_off(model).items()}]
+    sets = [parse_heads(arguments.heads), {name: set(heads) for name, heads in gated_off(model).items()}]
     if arguments.analysis is not None:
         document = load_matching_analysis(arguments.analysis, model.config)
         if arguments.redundant is not None:
@@ -95,7 +95,7 @@ def main() -> int:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
-        removed = chosen(model, arguments)
+        removed = heads_to_remove(model, arguments)
         if not any(removed.values()):
             raise ValueError(
                 "no gate is 0, so no head can go unseen; choose some with --heads, --redundant or --waited-for"

@@ -11,7 +11,7 @@ from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.recognition import DataError
 from hf_entmax_asr.recognition.utterances import prepare_split
 from hf_entmax_asr.training import train
-from hf_entmax_asr.training.data_checks import checked, ctc_length
+from hf_entmax_asr.training.data_checks import ctc_length, usable_utterances
 from hf_entmax_asr.training.preparation import build_processor, load_rows
 from support.tones import tiny_recipe, write_splits, write_tones
 
@@ -58,7 +58,7 @@ def test_an_empty_text_is_refused_whatever_the_corpus(tones):
     utterances = prepare_split(rows["train"], processor)
     utterances.texts[3] = "  "
     with pytest.raises(DataError, match="1 with an empty text: 003"):
-        checked("train", utterances, recipe.data, processor.tokenizer, None)
+        usable_utterances("train", utterances, recipe.data, processor.tokenizer, None)
 
 
 def test_bad_utterances_can_be_dropped(tones, tmp_path):
@@ -68,7 +68,7 @@ def test_bad_utterances_can_be_dropped(tones, tmp_path):
     processor = build_processor(recipe, rows)
     utterances = prepare_split(rows["train"], processor)
     positions = EntmaxAsrConfig().positions_of(utterances.frames)
-    kept = checked("train", utterances, recipe.data, processor.tokenizer, positions)
+    kept = usable_utterances("train", utterances, recipe.data, processor.tokenizer, positions)
     assert kept.texts == ["ab"]
     assert kept.example(0)["labels"] == processor.tokenizer("ab").input_ids
 
@@ -81,4 +81,4 @@ def test_unknown_characters_are_counted_and_named(tones, tmp_path):
     processor = build_processor(recipe, load_rows(recipe))
     utterances = prepare_split(load_folder(tmp_path / "other")["train"], processor)
     with pytest.raises(DataError, match=r"limit 1\.0%.*Unknown characters: q\."):
-        checked("train", utterances, recipe.data, processor.tokenizer, None)
+        usable_utterances("train", utterances, recipe.data, processor.tokenizer, None)

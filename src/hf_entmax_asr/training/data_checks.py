@@ -14,7 +14,7 @@ from hf_entmax_asr.training.recipe import DataSection
 logger = logging.getLogger(__name__)
 
 
-def checked(
+def usable_utterances(
     split: str, utterances: Utterances, section: DataSection, tokenizer: Any, ctc_positions: np.ndarray | None
 ) -> Utterances:
     """The utterances, if all can be trained on; without the bad ones where the recipe says so.

@@ -27,7 +27,7 @@ from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_fe
 from hf_entmax_asr.tokenization import train_tokenizer
 from hf_entmax_asr.training.batch_loader import noise_files
 from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
-from hf_entmax_asr.training.data_checks import checked
+from hf_entmax_asr.training.data_checks import usable_utterances
 from hf_entmax_asr.training.model_card import DataFacts
 from hf_entmax_asr.training.recipe import (
     Recipe,
@@ -229,7 +229,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
     for role, split in rows.items():
         utterances = prepare_split(split, processor, recipe.data.lower_case)
         positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
-        utterances = checked(role, utterances, recipe.data, processor.tokenizer, positions)
+        utterances = usable_utterances(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
             utterances = utterances.select(evenly_spaced(len(utterances), recipe.evaluation.max_utterances))
         limit = recipe.batching.frames_per_batch
