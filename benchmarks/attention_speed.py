@@ -29,13 +29,13 @@ def gaussian(lengths: list[int], rounds: int) -> list[dict]:
     torch.manual_seed(0)
     results = []
     for length in lengths:
-        inputs = [torch.randn(max(1, 1024 // length), HEADS, length, WIDTH) for _ in range(3)]
-        softmax = with_gradients(F.scaled_dot_product_attention, inputs)
+        query, key, value = (torch.randn(max(1, 1024 // length), HEADS, length, WIDTH) for _ in range(3))
+        softmax = with_gradients(F.scaled_dot_product_attention, [query, key, value])
         for alpha in ALPHAS:
             alphas = torch.linspace(1.05, 1.95, HEADS) if alpha is None else torch.full((HEADS,), alpha)
-            contestants = {"softmax": softmax, "entmax": with_gradients(entmax_attention, [*inputs, alphas])}
+            contestants = {"softmax": softmax, "entmax": with_gradients(entmax_attention, [query, key, value, alphas])}
             seconds = compare(contestants, rounds)
-            weights = entmax_attention(*inputs, alphas, return_weights=True)[1]
+            weights = entmax_attention(query, key, value, alphas, return_weights=True)[1]
             results.append(
                 {
                     "length": length,
@@ -103,14 +103,15 @@ def peak(mode: str, alpha: float, length: int, heads: int) -> None:
     """Prints how many MiB a forward and a backward add to the process's peak."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    inputs = [torch.randn(1, heads, length, WIDTH, requires_grad=True) for _ in range(3)]
+    query, key, value = (torch.randn(1, heads, length, WIDTH, requires_grad=True) for _ in range(3))
     alphas = torch.full((heads,), alpha, requires_grad=True)
     grad = torch.randn(1, heads, length, WIDTH)
     with kernels.use(mode):
-        small = [t[:, :, :64].detach().requires_grad_() for t in inputs]  # builds and loads before the measurement
-        torch.autograd.grad(entmax_attention(*small, alphas).sum(), small)
+        short = [t[:, :, :64].detach().requires_grad_() for t in (query, key, value)]
+        # Builds and loads before the measurement.
+        torch.autograd.grad(entmax_attention(short[0], short[1], short[2], alphas), short, grad[:, :, :64])
         before = _peak_mib(reset=True)
-        gradients = torch.autograd.grad(entmax_attention(*inputs, alphas), [*inputs, alphas], grad)
+        gradients = torch.autograd.grad(entmax_attention(query, key, value, alphas), [query, key, value, alphas], grad)
         print(json.dumps(_peak_mib() - before))
     del gradients
 
@@ -129,8 +130,8 @@ def memory(length: int = 4096, heads: int = 8) -> None:
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     eager = added("eager", 1.5)
-    rows = [[f"native, α = {alpha}", added("auto", alpha)] for alpha in (1.05, 1.2, 1.5, 2.0)]
-    rows = [["eager", eager, 1.0]] + [[name, mib, mib / eager] for name, mib in rows]
+    native = {f"native, α = {alpha}": added("auto", alpha) for alpha in (1.05, 1.2, 1.5, 2.0)}
+    rows = [["eager", eager, 1.0], *([name, mib, mib / eager] for name, mib in native.items())]
     print(table([f"T = {length}, H = {heads}", "MiB added", "ratio to eager (aim: 0.1)"], rows) + "\n")
 
 

@@ -6,6 +6,9 @@
 Untrained models of the paper's size: the number of tokens is fixed, so that both do the same work.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
@@ -21,13 +24,14 @@ def main() -> None:
     options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
     arguments = options.parse_args()
     torch.manual_seed(0)
-    config = EntmaxAsrConfig(**{name: int(value) for name, value in (item.split("=") for item in arguments.set)})
+    sizes: dict[str, Any] = {name: int(value) for name, value in (item.split("=") for item in arguments.set)}
+    config = EntmaxAsrConfig(**sizes)
     ours, theirs = EntmaxAsrForConditionalGeneration(config).eval(), speech2text(config).eval()
     features = torch.randn(1, arguments.frames, config.num_mel_bins)
     mask = torch.ones(1, arguments.frames, dtype=torch.long)
     length = {"min_new_tokens": arguments.tokens, "max_new_tokens": arguments.tokens}
 
-    def decoder(model: torch.nn.Module, beams: int):
+    def decoder(model: Any, beams: int) -> Callable[[], object]:
         return lambda: model.generate(features, attention_mask=mask, num_beams=beams, do_sample=False, **length)
 
     for threads in arguments.threads:

@@ -48,7 +48,7 @@ def systems(folder: Path) -> dict[str, tuple]:
     demo = draw_splits(0, {"train": SENTENCES})["train"]
     words = made_up(made_up_words(20_000), 10, " ")
     chinese = made_up([chr(0x4E00 + i) for i in range(4000)], 15, "")
-    made = {}
+    made: dict[str, tuple] = {}
     for name, texts, unit, order, tokenizer in (
         ("30 characters, word model", demo, "word", 3, train_character_tokenizer(demo)),
         ("30 characters, character model", demo, "character", 6, train_character_tokenizer(demo)),

@@ -12,8 +12,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.training.memory import keep_freed_memory
@@ -33,7 +35,7 @@ def compare(contestants: dict[str, Callable[[], object]], rounds: int = 15, warm
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def with_gradients(function: Callable, inputs: list[torch.Tensor], *rest) -> Callable[[], object]:
+def with_gradients(function: Callable, inputs: list[torch.Tensor], *rest: Any) -> Callable[[], object]:
     """A run of `function(*inputs, *rest)` forward and backward, through autograd and with all its allocations."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     grad = torch.randn_like(function(*leaves, *rest))
@@ -95,7 +97,7 @@ def attention_inputs(checkpoint: Path, frames: int) -> dict[str, list[torch.Tens
     inputs = processor(audio=torch.cat(wave)[: frames * rate // 100].numpy(), sampling_rate=rate)
     taken: list[list[torch.Tensor]] = []
 
-    def take(query, key, value, alpha, *_, **__):
+    def take(query: Tensor, key: Tensor, value: Tensor, alpha: Tensor | float, *_: Any, **__: Any) -> Any:
         alpha = torch.as_tensor(alpha, dtype=torch.float32).expand(query.shape[1])
         taken.append([t.detach().clone() for t in (query, key, value, alpha)])
         return original(query, key, value, alpha)

@@ -8,10 +8,13 @@ an AdamW update: α-entmax self-attention with monotonic cross-attention; that m
 F.scaled_dot_product_attention and full cross-attention; transformers' Speech2Text, which has no SDPA form.
 """
 
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
@@ -19,7 +22,17 @@ from hf_entmax_asr.model import transforms
 from timing import compare, machine, parser, table
 
 
-def softmax_sdpa(query, key, value, alpha, mask=None, bias=None, *, scale, dropout_p):
+def softmax_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    alpha: Tensor | float,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
     """Takes the place of entmax_attention in the model of the comparison, which has no biases."""
     if bias is not None:
         raise ValueError("a bias is given, and this comparison is of models without.")
@@ -28,9 +41,9 @@ def softmax_sdpa(query, key, value, alpha, mask=None, bias=None, *, scale, dropo
 
 def speech2text(config: EntmaxAsrConfig) -> Speech2TextForConditionalGeneration:
     """transformers' own model in the size of `config`."""
-    names = ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")
-    names += ("encoder_attention_heads", "decoder_attention_heads", "dropout", "pad_token_id", "bos_token_id")
-    names += ("eos_token_id", "decoder_start_token_id")
+    names = ["vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim"]
+    names += ["encoder_attention_heads", "decoder_attention_heads", "dropout", "pad_token_id", "bos_token_id"]
+    names += ["eos_token_id", "decoder_start_token_id"]
     return Speech2TextForConditionalGeneration(
         Speech2TextConfig(
             **{name: getattr(config, name) for name in names},
@@ -42,7 +55,7 @@ def speech2text(config: EntmaxAsrConfig) -> Speech2TextForConditionalGeneration:
 def contestants(config: dict, batch: int, frames: int, tokens: int) -> dict:
     torch.manual_seed(0)
     ours = EntmaxAsrConfig(**config)
-    softmax = {f"{part}_transform": "softmax" for part in ("encoder", "decoder", "cross")}
+    softmax: dict[str, Any] = {f"{part}_transform": "softmax" for part in ("encoder", "decoder", "cross")}
     models = {
         "α-entmax + monotonic": EntmaxAsrForConditionalGeneration(ours),
         "softmax SDPA + full": EntmaxAsrForConditionalGeneration(
@@ -55,7 +68,7 @@ def contestants(config: dict, batch: int, frames: int, tokens: int) -> dict:
     mask = (torch.arange(frames) < lengths[:, None]).long()
     labels = torch.randint(4, ours.vocab_size, (batch, tokens))
 
-    def stepper(name: str, model: torch.nn.Module):
+    def stepper(name: str, model: torch.nn.Module) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5)
 
         def step() -> None:

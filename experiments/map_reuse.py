@@ -8,6 +8,7 @@ Untrained models of the paper's size; or two checkpoints, before and after scrip
 training, since a learned α makes other maps than α = 1.5. The ratio is after / before: below 1, less is faster.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ BEFORE, AFTER = "before", "after"
 
 
 def untrained(groups: list[int], decoder_groups: list[int] | None, sizes: list[str]) -> dict[str, Any]:
-    config = {name: int(value) for name, value in (item.split("=") for item in sizes)}
-    shared = {"encoder_map_groups": groups, "decoder_map_groups": decoder_groups}
+    config: dict[str, Any] = {name: int(value) for name, value in (item.split("=") for item in sizes)}
+    shared: dict[str, Any] = {"encoder_map_groups": groups, "decoder_map_groups": decoder_groups}
     models = {}
     for name, options in ((BEFORE, {}), (AFTER, shared)):
         torch.manual_seed(0)
@@ -43,7 +44,7 @@ def runs(
     labels = torch.randint(4, config.vocab_size, (batch, tokens))
     length = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False, "num_beams": 1}
 
-    def training(model):
+    def training(model: Any) -> Callable[[], object]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
         def step() -> None:
@@ -54,14 +55,14 @@ def runs(
 
         return step
 
-    def encoding(model):
+    def encoding(model: Any) -> Callable[[], object]:
         @torch.no_grad()
         def encode() -> None:
             model.eval().get_encoder()(features, attention_mask=mask)
 
         return encode
 
-    def generating(model):
+    def generating(model: Any) -> Callable[[], object]:
         return lambda: model.eval().generate(features[-1:], attention_mask=mask[-1:], **length)
 
     tasks = {
@@ -89,8 +90,8 @@ def main() -> None:
         models = {name: load(folder) for name, folder in zip((BEFORE, AFTER), arguments.checkpoints, strict=True)}
     else:
         models = untrained(arguments.groups, arguments.decoder_groups, arguments.set)
-    names = ("encoder_map_groups", "decoder_map_groups")
-    names += ("encoder_heads_per_layer", "decoder_heads_per_layer", "cross_heads_per_layer")
+    names = ["encoder_map_groups", "decoder_map_groups"]
+    names += ["encoder_heads_per_layer", "decoder_heads_per_layer", "cross_heads_per_layer"]
     print(", ".join(f"{name} {getattr(models[AFTER].config, name)}" for name in names) + "\n")
     counts = [model.num_parameters() for model in models.values()]
     for threads in arguments.threads:

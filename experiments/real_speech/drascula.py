@@ -70,7 +70,8 @@ def read_texts(data: bytes) -> dict[str, list[str]]:
 
 
 def _strings(name: str, block: bytes, count: int) -> list[str]:
-    found, at = [], 2
+    found: list[str] = []
+    at = 2
     while len(found) < count:
         (length,) = struct.unpack_from(">H", block, at)
         if length < 2 or at + length > len(block):

@@ -53,7 +53,8 @@ class Hypotheses:
     @classmethod
     def read(cls, file: Path) -> "Hypotheses":
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-        return cls(*([record[key] for record in records] for key in ("id", "reference", "hypothesis")))
+        ids, references, texts = ([record[key] for record in records] for key in ("id", "reference", "hypothesis"))
+        return cls(ids, references, texts)
 
     def aligned(self, unit: str) -> list[list[Edit]]:
         if unit not in self._aligned:
@@ -120,8 +121,8 @@ class Grid:
             return None
         row = []
         for unit in UNITS:
-            sums = [_summed([side[s].errors(unit) for s in common]) for side in (a, b)]
-            d = bootstrap_difference(*sums, _summed([a[s].lengths(unit) for s in common]))
+            ours, theirs = (_summed([side[s].errors(unit) for s in common]) for side in (a, b))
+            d = bootstrap_difference(ours, theirs, _summed([a[s].lengths(unit) for s in common]))
             row.append(f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
         return [*row, ", ".join(p_value(a[seed], b[seed]) for seed in common)]
 

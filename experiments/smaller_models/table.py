@@ -71,7 +71,9 @@ class Row:
     def p(self, control: "Row | None") -> str:
         """Of the matched pairs against the checkpoint that was trained as long."""
         mine = self.heard.get((TRAINED, self.ways[0]))
-        theirs = None if control is None or control is self else control.heard.get((TRAINED, self.ways[0]))
+        if control is None or control is self:
+            return ABSENT
+        theirs = control.heard.get((TRAINED, self.ways[0]))
         if mine is None or theirs is None:
             return ABSENT
         if (mine.ids, mine.references) != (theirs.ids, theirs.references):
