@@ -1,9 +1,15 @@
-"""A converted Whisper computes what transformers' Whisper computes, and everything of the package works on it."""
+"""A converted Whisper computes what transformers' Whisper computes, and everything of the package works on it.
+
+HF_ENTMAX_ASR_WHISPER may name folders of real checkpoints (with ":" between them), which are then compared too.
+"""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration, pipeline
@@ -15,6 +21,7 @@ from support.small_models import small_model
 from support.small_whisper import SHAPES, make_whisper
 
 RATE = 16_000
+SPEECH, _ = soundfile.read(Path(__file__).parent / "speech.flac", dtype="float32")
 
 
 def waves(*seconds: float) -> list[np.ndarray]:
@@ -22,8 +29,10 @@ def waves(*seconds: float) -> list[np.ndarray]:
     return [(0.2 * generator.standard_normal(int(RATE * s))).astype(np.float32) for s in seconds]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=[*SHAPES, *filter(None, os.environ.get("HF_ENTMAX_ASR_WHISPER", "").split(":"))])
 def whisper(request, tmp_path_factory):
+    if request.param not in SHAPES:
+        return Path(request.param)
     return make_whisper(tmp_path_factory.mktemp("whisper") / request.param, **SHAPES[request.param])
 
 
@@ -41,8 +50,7 @@ def both(folder, **settings):
     """Whisper, what became of it, and features of two recordings for each of them."""
     theirs = WhisperForConditionalGeneration.from_pretrained(folder).eval()
     ours, processor = convert_whisper(folder, **settings)
-    audio = waves(1.0, 2.3)
-    batch = processor(audio, sampling_rate=RATE, return_tensors="pt")
+    batch = processor([SPEECH, SPEECH[: len(SPEECH) // 2]], sampling_rate=RATE, return_tensors="pt")
     return theirs, ours, processor, batch
 
 
@@ -81,13 +89,16 @@ def test_logits_and_tokens_are_whispers(whisper):
         found = ours(**batch, decoder_input_ids=tokens).logits
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     options = {"language": "en", "task": "transcribe"} if ours.generation_config.is_multilingual else {}
-    given = 1 + len(ours.config.decoder_prompt_ids)
     for beams in (1, 5):
         expected = theirs.generate(
             features, num_beams=beams, max_new_tokens=12, attention_mask=torch.ones_like(features[:, 0]), **options
         )
-        found = ours.generate(**batch, num_beams=beams, max_new_tokens=12)[:, given:]
-        assert torch.equal(found, expected[:, -found.shape[1] :] if expected.shape[1] >= found.shape[1] else expected)
+        found = ours.generate(**batch, num_beams=beams, max_new_tokens=12)
+        end, given = ours.config.eos_token_id, 1 + len(ours.config.decoder_prompt_ids)
+        for ours_row, theirs_row in zip(found[:, given:].tolist(), expected.tolist(), strict=True):
+            text = [token for token in ours_row if token != end]
+            # transformers 5 leaves the prompt out where it made it itself, and may leave the end out.
+            assert [token for token in theirs_row if token != end][-len(text) :] == text
         assert len(found.unique()) > 3  # else it proves little
 
 
