@@ -37,7 +37,7 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
 def transcribe_files(
     model: Any,
     processor: Any,
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     *,
     seconds_per_batch: float = 120.0,
     max_seconds: float = 60.0,
