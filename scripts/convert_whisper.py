@@ -2,11 +2,11 @@
 """Make a recogniser of this package out of a Whisper checkpoint: the same weights, the same outputs.
 
     python scripts/convert_whisper.py openai/whisper-tiny.en --output runs/tiny
-    python scripts/convert_whisper.py my_whisper/ --output runs/monotonic --set cross_attention=monotonic \\
+    python scripts/convert_whisper.py my_whisper/ --output runs/monotonic --config cross_attention=monotonic \\
         monotonic_chunk_size=null
 
-Any Whisper that transformers loads, from the Hub or a folder, of any size, English or multilingual. --set changes the
-configuration (`EntmaxAsrConfig`) on the way: sparse transforms, monotonic cross-attention, a CTC head.
+Any Whisper that transformers loads, from the Hub or a folder, of any size, English or multilingual. --config changes
+the configuration (`EntmaxAsrConfig`) on the way: sparse transforms, monotonic cross-attention, a CTC head.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the recogniser")
     parser.add_argument("--language", help="what a multilingual one transcribes by default (en)")
     parser.add_argument("--task", default="transcribe", choices=("transcribe", "translate"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig")
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     return parser.parse_args(words)
 
@@ -41,7 +41,7 @@ def settings(pairs: list[str]) -> dict[str, object]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--set takes KEY=VALUE, got {pair!r}")
+            raise ValueError(f"--config takes KEY=VALUE, got {pair!r}")
         result[key] = yaml.safe_load(value)
     return result
 
@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
         if arguments.output.exists() and not arguments.overwrite:
             raise ValueError(f"{arguments.output} exists; name another folder, or add --overwrite")
         model, processor = convert_whisper(
-            arguments.whisper, language=arguments.language, task=arguments.task, **settings(arguments.set)
+            arguments.whisper, language=arguments.language, task=arguments.task, **settings(arguments.config)
         )
         with atomic_folder(arguments.output) as folder:
             model.save_pretrained(folder)

@@ -237,7 +237,7 @@ def test_configuration_of_the_front_end():
 
 def test_program(english, tmp_path, call):
     output = tmp_path / "converted"
-    status, printed, said = call("convert_whisper", english, "--output", output, "--set", "encoder_transform=entmax")
+    status, printed, said = call("convert_whisper", english, "--output", output, "--config", "encoder_transform=entmax")
     assert (status, said) == (0, "")
     assert "M parameters, started from" in printed
     assert f"base_model: {english}" in (output / "README.md").read_text()

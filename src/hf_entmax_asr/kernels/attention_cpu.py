@@ -19,7 +19,7 @@ MOST_KEYS_TO_KEEP = 1 << 16  # their places are kept in 16 bits
 
 
 class _Kept(NamedTuple):
-    """What the forward leaves for the backward; empty tensors where there will be none."""
+    """What the forward leaves for the backward; empty where there will be none."""
 
     stats: Tensor  # (B, H, T, 2) float32: max z and t of each row
     kept_at: Tensor  # (B, H, T) int64: where its weights are kept
@@ -90,7 +90,7 @@ def entmax_attention(inputs: AttentionInputs) -> Tensor:
     if keep or torch.compiler.is_compiling() or any(type(t) is not Tensor for t in wide.tensors if t is not None):
         out = attend(*wide, keep)[0]
     else:
-        out = _attend(wide, keep)[0]
+        out = _attend(wide, None)
     return out.to(inputs.value.dtype)
 
 
@@ -106,27 +106,26 @@ def kept_entries(batch: int, heads: int, queries: int, keys: int) -> int:
     return min(entries * 7 // 10, max(entries // 16, KEPT_AT_LEAST))
 
 
-def _attend(inputs: AttentionInputs, keep: bool) -> tuple[Tensor, _Kept]:
-    """Output (B, H, T, E), laid out as (B, T, H, E), and what the backward needs, if it is to be kept."""
-    out, kept = _outputs(inputs, keep)
+def _attend(inputs: AttentionInputs, kept: _Kept | None) -> Tensor:
+    """Output (B, H, T, E), laid out as (B, T, H, E); what the backward needs is put into `kept`."""
+    out = _as_model(inputs.value, inputs.query.shape[2])
     if not out.numel():
-        return out, kept
+        return out
     problem, _held = _problem(inputs)
     problem.put(out=out)
-    used = torch.zeros(1, dtype=torch.int64)
-    if keep:
+    used = None if kept is None else torch.zeros(1, dtype=torch.int64)
+    if kept is not None:
         problem.put(**kept._asdict(), kept_used=used)
         problem.capacity = kept.kept_weights.numel()
     call("attention", "attention_forward", ctypes.byref(problem))
-    return out, kept
+    return out
 
 
-def _outputs(inputs: AttentionInputs, keep: bool) -> tuple[Tensor, _Kept]:
-    """Memory for what `_attend` returns."""
+def _room_to_keep(inputs: AttentionInputs, keep: bool) -> _Kept:
     query, sizes = inputs.query, inputs.sizes
     rows = sizes[:3] if keep else (0, 0, 0)
     kept = kept_entries(*sizes) if keep else 0
-    return _as_model(inputs.value, sizes[2]), _Kept(
+    return _Kept(
         stats=query.new_empty(*rows, 2),
         kept_at=query.new_empty(rows, dtype=torch.int64),
         kept_count=query.new_empty(rows, dtype=torch.int32),
@@ -150,15 +149,14 @@ def _as_model(x: Tensor, rows: int) -> Tensor:
 def attend(*arguments: Any) -> tuple[Tensor, ...]:
     """The output, and what is kept for the backward."""
     inputs, _, (keep,) = AttentionInputs.split(arguments)
-    out, kept = _attend(inputs, keep)
-    return out, *kept
+    kept = _room_to_keep(inputs, keep)
+    return _attend(inputs, kept if keep else None), *kept
 
 
 @attend.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, _, (keep,) = AttentionInputs.split(arguments)
-    out, kept = _outputs(inputs, keep)
-    return out, *kept
+    return _as_model(inputs.value, inputs.query.shape[2]), *_room_to_keep(inputs, keep)
 
 
 @torch.library.custom_op(

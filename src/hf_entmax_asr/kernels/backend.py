@@ -19,7 +19,7 @@ def runs_on_cpu(*tensors: Tensor, beside: tuple[Tensor | None, ...] = ()) -> boo
     """
     return (
         current_mode() in ("auto", "cpu")
-        and _are_on("cpu", tensors, beside)
+        and _are_on_cpu(tensors, beside)
         and not torch.compiler.is_exporting()
         and cpu_available()
     )
@@ -33,16 +33,20 @@ def runs_on_triton(*tensors: Tensor, beside: tuple[Tensor | None, ...] = ()) -> 
     """
     if current_mode() not in ("auto", "triton") or torch.compiler.is_exporting():
         return False
-    if _are_on("cuda", tensors, beside):
+    if _are_on_one_gpu(tensors, beside):
         return triton_problem() is None
-    return current_mode() == "triton" and _are_on("cpu", tensors, beside) and triton_problem() is None and _interprets()
+    return current_mode() == "triton" and _are_on_cpu(tensors, beside) and triton_problem() is None and _interprets()
 
 
-def _are_on(kind: str, tensors: tuple[Tensor, ...], beside: tuple[Tensor | None, ...]) -> bool:
-    """Whether all are on one device of this kind, and those that are computed with have a dtype for it."""
+def _are_on_cpu(tensors: tuple[Tensor, ...], beside: tuple[Tensor | None, ...]) -> bool:
+    """Whether all are on the CPU, and those that are computed with have a dtype for it."""
+    return all(t.is_cpu and t.dtype in DTYPES for t in tensors) and all(t is None or t.is_cpu for t in beside)
+
+
+def _are_on_one_gpu(tensors: tuple[Tensor, ...], beside: tuple[Tensor | None, ...]) -> bool:
     device = tensors[0].device
     return (
-        device.type == kind
+        device.type == "cuda"
         and all(t.dtype in DTYPES and t.device == device for t in tensors)
         and all(t is None or t.device == device for t in beside)
     )

@@ -74,13 +74,14 @@ def entmax_attention(
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if not (query.dim() == key.dim() == value.dim() == 4):
-        raise ValueError(f"{shapes}: each must have 4 dimensions, (batch, heads, positions, width).")
-    if query.shape[:2] != key.shape[:2] or key.shape[:3] != value.shape[:3] or query.shape[3] != key.shape[3]:
-        raise ValueError(
-            f"{shapes} do not fit: batch and heads must agree, query and key in width, key and value in positions."
-        )
+    q, k, v = query.shape, key.shape, value.shape
+    if not (len(q) == len(k) == len(v) == 4):
+        problem = ": each must have 4 dimensions, (batch, heads, positions, width)"
+    elif q[:2] != k[:2] or k[:3] != v[:3] or q[3] != k[3]:
+        problem = " do not fit: batch and heads must agree, query and key in width, key and value in positions"
+    else:
+        return
+    raise ValueError(f"query {tuple(q)}, key {tuple(k)}, value {tuple(v)}{problem}.")
 
 
 def _check_over_scores(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:

@@ -64,6 +64,10 @@ def hard_reading(
         ValueError: shapes, dtypes or devices that do not fit, audio without positions, an unknown rule, or a start that
             is no position of the audio (looked for on the CPU, where that waits for nothing).
     """
+    if native_hard_reading is not None:  # which takes nothing that is refused below
+        read = native_hard_reading(query, key, value, bias, start, source_mask, rule)
+        if read is not None:
+            return read
     _check_heads(query, key, value, bias)
     _check_start_and_mask(key, start, source_mask)
     everything = {"key": key, "value": value, "bias": bias, "start": start, "source_mask": source_mask}
@@ -73,10 +77,6 @@ def hard_reading(
                 f"{name} is on {tensor.device} and query on {query.device}; all must be on one device: "
                 f"{name}.to(query.device)."
             )
-    if native_hard_reading is not None:
-        read = native_hard_reading(query, key, value, bias, start, source_mask, rule)
-        if read is not None:
-            return read
     _check_start_range(start, key.shape[2])
     energy = (query @ key.transpose(-1, -2)).float() + bias.float().view(-1, 1, 1)
     boundary = hard_stops(energy, start, source_mask, rule)
