@@ -118,8 +118,8 @@ def test_commands_name_what_exists(program, usage_of):
 
 
 def settings_of(program: str) -> list[str]:
-    """What the commands of a program give to --set."""
-    groups = [re.findall(r"--set((?:\s+[\w.]+=\S+)+)", line) for line in commands()[program]]
+    """What the commands of a program give to --set, or --config."""
+    groups = [re.findall(r"--(?:set|config)((?:\s+[\w.]+=\S+)+)", line) for line in commands()[program]]
     return [setting for group in groups for words in group for setting in words.split()]
 
 
