@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from hf_entmax_asr.corpora import text_rule, text_rules
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
 
 NAMES_SHOWN = 5
@@ -100,6 +101,7 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
+@reports_errors("compare.py")
 def main() -> int:
     try:
         lines = compare(parse())

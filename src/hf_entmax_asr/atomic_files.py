@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -161,10 +161,8 @@ def _is_stream(path: Path) -> bool:
 
 def _check_place(path: Path) -> None:
     """OSError where nothing may be made under the nearest folder that exists, or the name is too long."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # any other error says what is wrong with the name
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()  # any other error says what is wrong with the name
     place = path
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent

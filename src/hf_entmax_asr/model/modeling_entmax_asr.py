@@ -21,6 +21,7 @@ from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .generation_inputs import NO_LIMIT
 from .layers import Positions
 from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
@@ -245,6 +246,8 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         if config.ctc_loss_weight > 0:
             self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
         self.post_init()
+        if self.generation_config is not None:
+            self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -40,25 +40,33 @@ class SpeechSeq2SeqCollator:
         Raises:
             ValueError: an example has neither features nor audio, or no audio where the waveform is to be perturbed.
         """
+        silent = [False] * len(examples)
         if self.perturb is None and all("input_features" in example for example in examples):
             features, mask = pad_features([example["input_features"] for example in examples])
         else:
-            features, mask = self._extract(examples, generator)
+            waveforms, silent = self._waveforms(examples, generator)
+            rate = self.feature_extractor.sampling_rate
+            batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
+            features, mask = batch["input_features"], batch["attention_mask"]
         if self.spec_augment is not None:
             features = self.spec_augment(features, mask.sum(dim=1), generator)
-        batch = {"input_features": features, "attention_mask": mask}
+        collated = {"input_features": features, "attention_mask": mask}
         if all("labels" in example or "text" in example for example in examples):
-            batch["labels"] = pad_labels([self._labels(example) for example in examples])
-        return batch
+            labels = [self._labels(example, without) for example, without in zip(examples, silent, strict=True)]
+            collated["labels"] = pad_labels(labels)
+        return collated
 
-    def _labels(self, example: Mapping[str, Any]) -> Sequence[int]:
+    def _labels(self, example: Mapping[str, Any], silent: bool) -> Sequence[int]:
+        if silent:
+            return self.tokenizer("").input_ids
         return example["labels"] if "labels" in example else self.tokenizer(example["text"]).input_ids
 
-    def _extract(
+    def _waveforms(
         self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[np.ndarray], list[bool]]:
+        """The waveforms, and which of them were put in the place of speech."""
         rate = self.feature_extractor.sampling_rate
-        waveforms = []
+        waveforms, silent = [], []
         for example in examples:
             if "audio" not in example:
                 needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
@@ -67,9 +75,14 @@ class SpeechSeq2SeqCollator:
             waveform = audio if isinstance(audio, np.ndarray) else read_audio(audio, sampling_rate=rate)
             if example.get("speed", 1.0) != 1:
                 waveform = change_speed(waveform, example["speed"])
-            waveforms.append(waveform if self.perturb is None else self.perturb(waveform, generator))
-        batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
-        return batch["input_features"], batch["attention_mask"]
+            other = None
+            if self.perturb is not None:
+                if self.perturb.no_speech_share:
+                    other = self.perturb.instead_of_speech(len(waveform), generator)
+                waveform = self.perturb(waveform, generator) if other is None else other
+            waveforms.append(waveform)
+            silent.append(other is not None)
+        return waveforms, silent
 
 
 def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training.checkpointing import STATE_FOLDER
+from hf_entmax_asr.training.training_state import STATE_FOLDER
 
 
 def check_hub_access() -> None:

@@ -13,8 +13,8 @@ import yaml
 from hf_entmax_asr.analysis.document import AnalysisDocument
 from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.attention_section import attention_text
-from hf_entmax_asr.training.checkpointing import TrainingState
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+from hf_entmax_asr.training.training_state import TrainingState
 
 
 @dataclass(frozen=True)

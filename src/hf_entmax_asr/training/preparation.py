@@ -3,10 +3,12 @@
 import itertools
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -26,7 +28,7 @@ from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recognise
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_tokenizer
 from hf_entmax_asr.training.batch_loader import noise_files
-from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
+from hf_entmax_asr.training.checkpointing import CheckpointStore
 from hf_entmax_asr.training.data_checks import usable_utterances
 from hf_entmax_asr.training.model_card import DataFacts
 from hf_entmax_asr.training.recipe import (
@@ -37,10 +39,12 @@ from hf_entmax_asr.training.recipe import (
     recipe_differences,
     recipe_to_dict,
 )
+from hf_entmax_asr.training.training_state import STATE_FOLDER, TrainingState, read_training_state
 
 logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.yaml"
+DENSER_THAN_TRAINING = 1.5  # tokens a second that a text may have, over the most in training
 _CMVN_UTTERANCES = 2000  # enough for global statistics: they settle after minutes of speech
 
 
@@ -83,6 +87,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
     if checkpoint is None and recipe.start_from is not None:
         model, processor = load_start(recipe)
         splits = prepare_splits(recipe, rows, processor, model.config)
+        _widen_token_limit(model.config, splits.train)
         return Prepared(model, processor, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
     if checkpoint is None:
         processor = _build_once(recipe, rows, output, accelerator)
@@ -92,6 +97,8 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         state = TrainingState(data_fingerprint=splits.train.fingerprint())
         return Prepared(model, processor, splits, state, None)
     state = read_training_state(checkpoint)
+    if CheckpointStore(output).path(state.step) != checkpoint:
+        raise CheckpointError(f"{checkpoint} holds the training state of step {state.step}: it was put together of two")
     model, processor = load_recogniser(checkpoint, "cpu")
     splits = prepare_splits(recipe, rows, processor, model.config)
     if splits.train.fingerprint() != state.data_fingerprint:
@@ -104,7 +111,11 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
 
 def _open_output(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator) -> Path | None:
     """The checkpoint to resume from, or None for a new run, whose recipe.yaml is then written."""
-    checkpoint = CheckpointStore(output).last()
+    store = CheckpointStore(output)
+    if accelerator.is_main_process:
+        store.recover()
+    accelerator.wait_for_everyone()
+    checkpoint = store.last()
     accelerator.wait_for_everyone()  # nobody writes before all have looked
     if not resume:
         if checkpoint is not None:
@@ -117,7 +128,12 @@ def _open_output(recipe: Recipe, output: Path, resume: bool, accelerator: Accele
         return None
     if checkpoint is None:
         raise CheckpointError(f"there is no checkpoint to resume in {output / 'checkpoints'}")
-    for key, (old, new) in recipe_differences(load_recipe(checkpoint / STATE_FOLDER / RECIPE), recipe).items():
+    file = checkpoint / STATE_FOLDER / RECIPE
+    try:
+        before = load_recipe(file)
+    except RecipeError as error:
+        raise CheckpointError(f"{file} does not tell how {checkpoint} was trained: {error}") from error
+    for key, (old, new) in recipe_differences(before, recipe).items():
         if key.split(".")[0] in ("model", "tokenizer", "features"):
             raise CheckpointError(f"{key} was {old!r} and is now {new!r}: a resumed run keeps its model and features")
         logger.warning("resuming with %s = %r, which was %r", key, new, old)
@@ -274,12 +290,33 @@ def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConf
     )
 
 
+def _widen_token_limit(config: EntmaxAsrConfig, train: Utterances) -> None:
+    """Let texts of a model that was trained before be as dense as those that it is now trained on, and some more."""
+    widened = DENSER_THAN_TRAINING * _densest(config, train)
+    config.max_tokens_per_position = max(config.max_tokens_per_position, widened)
+
+
+def _densest(config: EntmaxAsrConfig, train: Utterances) -> float:
+    """The most tokens for each encoder position that a text has."""
+    return round(float((train.tokens / config.positions_of(train.frames)).max()), 4)
+
+
 def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> EntmaxAsrForConditionalGeneration:
     """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
+    if "max_tokens_per_position" not in recipe.model:
+        config.max_tokens_per_position = DENSER_THAN_TRAINING * _densest(config, train)
     if recipe.model.get("energy_bias_init") == "auto":
         positions = config.positions_of(train.frames).sum() / train.tokens.sum()
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in EntmaxAsrForConditionalGeneration(config).parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * weights > memory:
+        raise RecipeError(
+            f"a model of these sizes has {weights:,} weights of 4 bytes, and this machine has {memory:,} bytes of "
+            "memory: make the model section of the recipe smaller"
+        )
     return EntmaxAsrForConditionalGeneration(config)
 
 
