@@ -95,7 +95,7 @@ def test_a_share_of_the_utterances_gets_silence_around_or_in_its_quietest_place(
         kinds.add("before" if loud[0] > 8 else "not before")
         kinds.add("behind" if len(waveform) - loud[-1] > 8 else "not behind")
         kinds.add("within" if np.diff(loud).max() > 1700 else "not within")
-        rest = np.r_[waveform[: loud[0] - 8], waveform[loud[-1] + 9 :]]
+        rest = np.r_[waveform[: max(0, loud[0] - 8)], waveform[loud[-1] + 9 :]]
         kinds.add("zeros" if not rest.any() else "noise")
         assert not len(rest) or np.abs(rest).max() < 5 * 10 ** (-45 / 20)
         assert (np.abs(waveform) > 0.1).sum() == (np.abs(speech) > 0.1).sum()  # nothing of the speech is lost

@@ -159,7 +159,7 @@ def read_ctm(path: str | Path) -> dict[str, list[Interval]]:
             if len(fields) not in (5, 6):
                 raise ValueError
             start, duration = float(fields[2]), float(fields[3])
-            if not (math.isfinite(start) and 0 <= duration < math.inf):
+            if not (math.isfinite(start) and math.isfinite(duration)):
                 raise ValueError
         except ValueError:
             raise LabelError(

@@ -28,6 +28,16 @@ def cut_short(content: bytes, size: int) -> str | None:
         announced = int.from_bytes(content[16:24], "little")
         if announced > size + 8:
             return f"its header announces {announced} bytes, it has {size}"
+    if magic == b"caff":
+        place = 8
+        while len(content) >= place + 12:
+            length = int.from_bytes(content[place + 4 : place + 12], "big", signed=True)
+            if content[place : place + 4] == b"data":
+                ends = place + 12 + length  # a length of -1: as far as the file goes
+                return f"its header announces {ends} bytes, it has {size}" if ends > size else None
+            if length < 0:
+                break
+            place += 12 + length
     return None
 
 

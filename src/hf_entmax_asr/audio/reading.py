@@ -104,7 +104,7 @@ def _decode(content: bytes) -> tuple[np.ndarray, int]:
     whole."""
     if is_shorten_compressed(content):
         return decode_shorten(content)
-    fault = cut_short(content[:64], len(content))
+    fault = cut_short(content, len(content))
     fault = f"cut short: {fault}" if fault else ogg_fault(content) if content[:4] == b"OggS" else None
     if fault:
         raise ValueError(f"the file is {fault}; fetch or convert it again")

@@ -146,13 +146,13 @@ class EntmaxAsrConfig(PreTrainedConfig):
     """
 
     model_type = "entmax_asr"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
         "past_key_values",
         "cross_entropy_loss",
         "ctc_loss",
         "head_penalty",
         "ctc_logits",
-    )
+    ]
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",

@@ -4,6 +4,7 @@ Axes: B batch, T frames, S encoder positions, H heads, U tokens, F mel bins, V v
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,18 @@ def check_cache(cache: Cache, positions: int) -> None:
                 f"layer {index} of past_key_values has heads that stand outside the {positions} encoder positions of "
                 "this audio. Give the cache that belongs to it, or none."
             )
+
+
+def without_text_inputs(options: dict[str, Any]) -> dict[str, Any]:
+    """Without `input_ids` and `inputs_embeds`, which wrappers for text models (PEFT's of SEQ_2_SEQ_LM) hand on as None.
+
+    Raises:
+        ValueError: one of them holds something.
+    """
+    given = [name for name in ("input_ids", "inputs_embeds") if options.get(name) is not None]
+    if given:
+        raise ValueError(f"{given[0]} means nothing here: give input_features and decoder_{given[0]}.")
+    return {name: value for name, value in options.items() if name not in ("input_ids", "inputs_embeds")}
 
 
 def most_tokens(

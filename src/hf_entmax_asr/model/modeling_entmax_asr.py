@@ -21,7 +21,7 @@ from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
-from .generation_inputs import NO_LIMIT
+from .generation_inputs import NO_LIMIT, without_text_inputs
 from .layers import Positions
 from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
@@ -314,7 +314,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
-            **kwargs,
+            **without_text_inputs(kwargs),
         )
         hidden_states = outputs.last_hidden_state
         if labels is not None:

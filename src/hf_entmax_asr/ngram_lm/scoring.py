@@ -148,6 +148,8 @@ def check_arpa(path: Path) -> None:
             if without_end + (first if first >= 0 else len(block)) > LONGEST_LINE:
                 raise LanguageModelError(f"{path} is not an ARPA file: it has a line of more than {LONGEST_LINE} bytes")
             without_end = len(block) - 1 - block.rfind(b"\n") if first >= 0 else without_end + len(block)
+    if b"\\1-grams:" not in header:
+        raise LanguageModelError(f"{path} is not an ARPA file: it has no section \\1-grams:")
     announced = re.findall(rb"^ngram[ \t]+(\d+)[ \t]*=[ \t]*(\S+)[ \t\r]*$", header.partition(b"\\1-grams:")[0], re.M)
     if not announced or b"\\data\\" not in header:
         raise LanguageModelError(f"{path} is not an ARPA file: it does not begin with \\data\\ and its counts")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.audio import waveform_of
 from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, change_speed
 from hf_entmax_asr.model.losses import IGNORED_LABEL
 
@@ -16,8 +16,9 @@ class SpeechSeq2SeqCollator:
 
     An example is a mapping with
 
-    - `input_features` (T, F), or `audio`: a mono waveform as a 1-D array at the processor's sampling rate, a path, or
-      the `{"path", "bytes"}` of a datasets `Audio(decode=False)` column; it is played at `speed` where that is given;
+    - `input_features` (T, F), or `audio` in any form that `waveform_of` takes: a mono waveform as a 1-D array at the
+      processor's sampling rate, a path, or a row of a datasets `Audio` column, decoded or not; it is played at `speed`
+      where that is given;
     - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored.
 
     The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, and `labels` (B, U).
@@ -25,9 +26,24 @@ class SpeechSeq2SeqCollator:
     """
 
     def __init__(
-        self, processor: Any, spec_augment: SpecAugment | None = None, perturb: WaveformPerturbation | None = None
+        self,
+        processor: Any,
+        spec_augment: SpecAugment | None = None,
+        perturb: WaveformPerturbation | None = None,
+        model: Any = None,
     ) -> None:
-        """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone."""
+        """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone.
+
+        With `model`, labels come with the decoder inputs that it makes of them: Trainer's `label_smoothing_factor`
+        needs them. Models with a prompt (`decoder_prompt_ids`) are refused there; set `label_smoothing` of the model's
+        configuration instead.
+        """
+        if model is not None and model.config.decoder_prompt_ids:
+            raise ValueError(
+                f"the model has a prompt of {len(model.config.decoder_prompt_ids)} tokens, which Trainer's "
+                "label smoothing does not know: set config.label_smoothing instead of label_smoothing_factor"
+            )
+        self.model = model
         self.feature_extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
         self.spec_augment, self.perturb = spec_augment, perturb
@@ -54,6 +70,9 @@ class SpeechSeq2SeqCollator:
         if all("labels" in example or "text" in example for example in examples):
             labels = [self._labels(example, without) for example, without in zip(examples, silent, strict=True)]
             collated["labels"] = pad_labels(labels)
+            if self.model is not None:
+                collated["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(collated["labels"])
+                collated["decoder_attention_mask"] = (collated["labels"] != IGNORED_LABEL).int()
         return collated
 
     def _labels(self, example: Mapping[str, Any], silent: bool) -> Sequence[int]:
@@ -71,8 +90,7 @@ class SpeechSeq2SeqCollator:
             if "audio" not in example:
                 needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
                 raise ValueError(f"an example needs {needed}; this one has {sorted(example)}")
-            audio = example["audio"]
-            waveform = audio if isinstance(audio, np.ndarray) else read_audio(audio, sampling_rate=rate)
+            waveform = waveform_of(example["audio"], rate)
             if example.get("speed", 1.0) != 1:
                 waveform = change_speed(waveform, example["speed"])
             other = None

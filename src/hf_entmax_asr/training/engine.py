@@ -21,7 +21,7 @@ from hf_entmax_asr.recognition.utterances import Utterances
 from hf_entmax_asr.training.batch_loader import training_batches
 from hf_entmax_asr.training.batching import MicroBatch
 from hf_entmax_asr.training.checkpointing import CheckpointStore, average_checkpoints
-from hf_entmax_asr.training.model_card import model_card
+from hf_entmax_asr.training.model_card import card_title, model_card
 from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
 from hf_entmax_asr.training.outcome import TrainingDiverged, TrainingResult
 from hf_entmax_asr.training.preparation import RECIPE, Prepared, prepare
@@ -343,7 +343,7 @@ class TrainingRun:
             write_text_atomically(folder / "README.md", self._card(self.card_template, model, scores))
 
     def _card(self, template: str, model: Any, scores: dict[str, Scores]) -> str:
-        name, facts = self.output.resolve().name, self.splits.facts()
+        name, facts = card_title(self.output), self.splits.facts()
         return model_card(template, name, self.recipe, model, self.state, scores, facts, self.analyses.newest)
 
     def _average(self) -> None:

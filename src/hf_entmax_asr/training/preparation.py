@@ -31,9 +31,11 @@ from hf_entmax_asr.training.batch_loader import noise_files
 from hf_entmax_asr.training.checkpointing import CheckpointStore
 from hf_entmax_asr.training.data_checks import usable_utterances
 from hf_entmax_asr.training.model_card import DataFacts
+from hf_entmax_asr.training.new_tokenizer import with_tokenizer
 from hf_entmax_asr.training.recipe import (
     Recipe,
     RecipeError,
+    TokenizerSection,
     load_recipe,
     model_settings,
     recipe_differences,
@@ -86,6 +88,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         rows = load_rows(recipe)
     if checkpoint is None and recipe.start_from is not None:
         model, processor = load_start(recipe)
+        model, processor = _for_tokenizer(recipe, rows, model, processor)
         splits = prepare_splits(recipe, rows, processor, model.config)
         _widen_token_limit(model.config, splits.train)
         return Prepared(model, processor, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
@@ -191,24 +194,43 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
         rate = extractor.sampling_rate
         sample = evenly_spaced(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
-    section, texts = recipe.tokenizer, list(rows["train"]["text"])
-    tokenizer: Any
     if prepared is not None:
-        tokenizer = prepared.tokenizer
+        tokenizer: Any = prepared.tokenizer
         _check_tokenizer(tokenizer, str(recipe.data.prepared))
-    elif section.path is not None:
+    else:
+        tokenizer = _tokenizer(recipe.tokenizer, list(rows["train"]["text"]))
+    return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+def _for_tokenizer(
+    recipe: Recipe, rows: dict[str, Any], model: EntmaxAsrForConditionalGeneration, processor: EntmaxAsrProcessor
+) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
+    """The checkpoint that the recipe starts from, with the tokenizer that the recipe asks for, if it asks for one."""
+    section = recipe.tokenizer
+    if section.path is None and not section.train_anew:
+        return model, processor
+    try:
+        tokenizer = _tokenizer(section, list(rows["train"]["text"]))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the tokenizer cannot be prepared: {error}") from error
+    model = with_tokenizer(model, processor.tokenizer, tokenizer)
+    return model, EntmaxAsrProcessor(feature_extractor=processor.feature_extractor, tokenizer=tokenizer)
+
+
+def _tokenizer(section: TokenizerSection, texts: list[str]) -> Any:
+    """The tokenizer at `path`, or one that is trained on the texts."""
+    if section.path is not None:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
         _check_tokenizer(tokenizer, section.path)
-    else:
-        tokenizer = train_tokenizer(
-            section.kind,
-            texts,
-            vocab_size=section.vocab_size,
-            word_boundary=section.word_boundary,
-            nfkc=section.nfkc,
-            symbols=section.symbols,
-        )
-    return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+        return tokenizer
+    return train_tokenizer(
+        section.kind,
+        texts,
+        vocab_size=section.vocab_size,
+        word_boundary=section.word_boundary,
+        nfkc=section.nfkc,
+        symbols=section.symbols,
+    )
 
 
 def _prepared(folder: str) -> EntmaxAsrProcessor:
@@ -325,12 +347,10 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, Entma
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        RecipeError: weights of another size, other features or another tokenizer are asked for.
+        RecipeError: weights of another size or other features are asked for.
     """
     start = str(recipe.start_from)
     model, processor = load_recogniser(start, "cpu")
-    if recipe.tokenizer.path is not None:
-        raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
     for key, value in recipe.features.items():
         if key == "min_seconds":  # how long recordings are, not what their frames hold
             processor.feature_extractor.min_seconds = value

@@ -30,6 +30,7 @@ class TokenizerSection:
     nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
     symbols: tuple[str, ...] = ()  # characters only: strings that are one token each, such as marks of noises
     path: str | None = None
+    train_anew: bool = False  # with start_from: train one on the texts, in place of the checkpoint's
 
 
 @dataclass
@@ -150,6 +151,16 @@ class EvaluationSection:
 
 
 @dataclass
+class CardSection:
+    """What the model card says that no run can know."""
+
+    title: str | None = None  # null: the name of the run's folder, or of the one above where that is "run"
+    languages: tuple[str, ...] = ()  # codes, as "en"
+    license: str | None = None  # of the weights, as "apache-2.0"
+    datasets: tuple[str, ...] = ()  # names on the Hub
+
+
+@dataclass
 class Recipe:
     """A whole experiment. `model` holds keys of EntmaxAsrConfig, `features` those of EntmaxAsrFeatureExtractor.
 
@@ -167,6 +178,7 @@ class Recipe:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    card: CardSection = field(default_factory=CardSection)
     seed: int = 0
 
     def __post_init__(self) -> None:
