@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _MODULE = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(self_attn|encoder_attn)")
-_OF_EACH_HEAD = ("zero_share", "support_size", "entropy_nats", "verticality", "alpha", "gate", "cad", "relative_cad")
-_OF_EACH_HEAD += ("distance_positions", "curve", "same_phoneme_lift", "same_place_lift", "role")
+_OF_EACH_HEAD = (
+    *("zero_share", "support_size", "entropy_nats", "verticality", "alpha", "gate", "cad", "relative_cad"),
+    *("distance_positions", "curve", "same_phoneme_lift", "same_place_lift", "role"),
+)
 
 
 def misfits(document: Any) -> Iterator[str]:
