@@ -244,7 +244,9 @@ def examine(model: Any, utterances: Utterances, collate: SpeechSeq2SeqCollator) 
             name: value.to(model.device) for name, value in collate([utterances.example(i) for i in indices]).items()
         }
         out = model(**batch, output_attentions=True)
-        source, target = model.position_mask(batch["attention_mask"]), batch["labels"].ne(IGNORED_LABEL)
+        source = model.position_mask(batch["attention_mask"])
+        prompt = len(model.config.decoder_prompt_ids)
+        target = torch.nn.functional.pad(batch["labels"].ne(IGNORED_LABEL), (prompt, 0), value=True)
         for layer, weights in enumerate(out.encoder_attentions):
             meter.update({f"encoder.layers.{layer}.self_attn": weights}, source, source)
         for layer, weights in enumerate(out.decoder_attentions):

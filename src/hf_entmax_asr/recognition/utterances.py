@@ -23,8 +23,9 @@ class DataError(ValueError):
     """Data that cannot be used; the message counts and names the utterances."""
 
 
-def read_split(data: str, split: str, corpus: str = "folder", most: int | None = None) -> Any:
-    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`.
+def read_split(data: str, split: str, corpus: str = "folder", most: int | None = None, lower_case: bool = False) -> Any:
+    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`; with texts in lower
+    case if asked, as data.lower_case of a recipe.
 
     Raises:
         DataError: there is no such split, nothing in it, or damage.
@@ -37,6 +38,9 @@ def read_split(data: str, split: str, corpus: str = "folder", most: int | None =
         raise DataError(str(error)) from error
     if len(rows) == 0:
         raise DataError(f"the split {split!r} of {data} has no utterances")
+    if lower_case:
+        rows = rows.add_column("lower", [text.lower() for text in rows["text"]])
+        rows = rows.remove_columns("text").rename_column("lower", "text")
     return rows if most is None else rows.select(range(min(most, len(rows))))
 
 
