@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
         "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
     )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--lower-case", action="store_true", help="of the texts, as data.lower_case in training")
     parser.add_argument("--max-utterances", type=int, help="only the first so many")
     parser.add_argument(
         "--labels", help="phonemes: a folder of ID.TextGrid or *.ctm files, or 'pocketsphinx' to align English"
@@ -207,7 +208,9 @@ def main() -> int:
             find_card(arguments.checkpoint)  # that there is none is known now, not after the analysis
         names = _names(checkpoints)
         labels = load_labels(arguments.labels, arguments.tier)
-        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
+        rows = read_split(
+            arguments.data, arguments.split, arguments.corpus, arguments.max_utterances, arguments.lower_case
+        )
         recognisers = [load_recogniser(checkpoint, arguments.device) for checkpoint in checkpoints]
         documents = [
             measure(checkpoint, recogniser, rows, labels if number == 0 else None, arguments)

@@ -31,6 +31,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the recogniser")
     parser.add_argument("--language", help="what a multilingual one transcribes by default (en)")
     parser.add_argument("--task", default="transcribe", choices=("transcribe", "translate"))
+    parser.add_argument(
+        "--min-seconds", type=float, default=30.0, help="shorter audio is padded to that (30); 0 before fine-tuning"
+    )
     parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     return parser.parse_args(words)
@@ -57,7 +60,11 @@ def main(words: list[str] | None = None) -> int:
             raise ValueError(f"{arguments.output} exists; name another folder, or add --overwrite")
         check_folder_writable(arguments.output)  # before the work
         model, processor = convert_whisper(
-            arguments.whisper, language=arguments.language, task=arguments.task, **settings(arguments.config)
+            arguments.whisper,
+            language=arguments.language,
+            task=arguments.task,
+            min_seconds=arguments.min_seconds,
+            **settings(arguments.config),
         )
         with atomic_folder(arguments.output) as folder:
             model.save_pretrained(folder)

@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
         "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
     )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--lower-case", action="store_true", help="of the references, as data.lower_case in training")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
     parser.add_argument(
@@ -152,7 +153,14 @@ def main() -> int:
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
         model = with_language_model(model, processor, arguments)
-        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances, empty_texts=True)
+        rows = read_split(
+            arguments.data,
+            arguments.split,
+            arguments.corpus,
+            arguments.max_utterances,
+            arguments.lower_case,
+            empty_texts=True,
+        )
         utterances = prepare_split(rows, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (

@@ -43,7 +43,8 @@ def cut_short(content: bytes, size: int) -> str | None:
 
 def ogg_fault(content: bytes) -> str | None:
     """Say what an Ogg file lacks, or None: its last page must close the stream, and its pages be numbered on."""
-    place, expected, closed = 0, {}, False
+    expected: dict[bytes, int] = {}  # of each stream, the number of its next page
+    place, closed = 0, False
     while content[place : place + 4] == b"OggS" and len(content) >= place + 27:
         segments = content[place + 26]
         end = place + 27 + segments + sum(content[place + 27 : place + 27 + segments])

@@ -37,6 +37,11 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
     config: EntmaxAsrConfig
 
+    def post_init(self) -> None:
+        super().post_init()
+        if self.generation_config is not None:
+            self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
+
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,

@@ -21,13 +21,14 @@ from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
-from .generation_inputs import NO_LIMIT, without_text_inputs
+from .generation_inputs import without_text_inputs
+from .head_penalties import reference_positions
 from .layers import Positions
 from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
-from .transforms import AttentionTransform, LearnedEntmax
+from .transforms import AttentionTransform, LearnedEntmax, mean_density
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -147,10 +148,11 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        reference: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | EntmaxAsrDecoderOutput:
-        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C) and encoder_attention_mask
-        (B, S) -> last_hidden_state (B, U, C)."""
+        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C), encoder_attention_mask (B, S),
+        reference (B, U) positions of the tokens' ends, for the head penalty -> last_hidden_state (B, U, C)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
         if inputs_embeds is None:
@@ -176,6 +178,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 past_tokens=past_tokens,
                 target_mask=target_mask,
                 need_weights=need_weights,
+                reference=reference,
             )
             if penalty is not None:
                 penalties.append(penalty)
@@ -246,8 +249,6 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         if config.ctc_loss_weight > 0:
             self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
         self.post_init()
-        if self.generation_config is not None:
-            self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -276,6 +277,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        label_frames: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -286,11 +288,12 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             attention_mask: (B, T), 1 = real frame; None means that no frame is padding.
             decoder_input_ids: (B, U) tokens so far, starting with `decoder_start_token_id`.
             decoder_attention_mask: (B, U) or (B, past + U), 1 = real token.
-            encoder_outputs: of an earlier call, to skip the encoder.
-            past_key_values: cache of an earlier call; ignored with `use_cache=False`.
+            encoder_outputs, past_key_values: of an earlier call; the latter is ignored with `use_cache=False`.
             decoder_inputs_embeds: (B, U, C) in place of decoder_input_ids.
             labels: (B, U) target tokens ending with `eos_token_id`, −100 where padded.
-            num_items_in_batch: target tokens of the whole step, when it is made of several batches (Trainer).
+            label_frames: (B, U) feature frame at which each of them ends in the audio, NaN where unknown, for the head
+                penalty "reference".
+            num_items_in_batch: target tokens of the whole step, of several batches (Trainer).
             kwargs: output_attentions, output_hidden_states, output_boundaries, return_dict.
 
         Returns:
@@ -313,6 +316,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            reference=reference_positions(self.config, label_frames),
             return_dict=True,
             **without_text_inputs(kwargs),
         )
@@ -344,6 +348,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             ctc_logits=ctc_logits,
             source_mask=source_mask,
             head_penalty=outputs.head_penalty,
+            density=mean_density(self) if self.training and self.config.sparsity_weight > 0 else None,
             num_items_in_batch=num_items_in_batch,
             label_smoothing=self.config.label_smoothing if self.training else 0.0,
         )

@@ -1,5 +1,6 @@
 """From examples to a batch: features computed for the whole batch at once, labels padded with -100."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,11 @@ class SpeechSeq2SeqCollator:
     - `input_features` (T, F), or `audio` in any form that `waveform_of` takes: a mono waveform as a 1-D array at the
       processor's sampling rate, a path, or a row of a datasets `Audio` column, decoded or not; it is played at `speed`
       where that is given;
-    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored.
+    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored;
+    - perhaps `label_ends`, the seconds at which each of the labels ends in the audio, NaN where unknown.
 
-    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, and `labels` (B, U).
+    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, `labels` (B, U) and, of
+    examples with ends, `label_frames` (B, U).
     With `Seq2SeqTrainer` set `remove_unused_columns=False`, because the columns it would keep are the model's.
     """
 
@@ -56,11 +59,12 @@ class SpeechSeq2SeqCollator:
         Raises:
             ValueError: an example has neither features nor audio, or no audio where the waveform is to be perturbed.
         """
-        silent = [False] * len(examples)
+        labels: list[Sequence[int]] = []
+        replaced = moved = [False] * len(examples)
         if self.perturb is None and all("input_features" in example for example in examples):
             features, mask = pad_features([example["input_features"] for example in examples])
         else:
-            waveforms, silent = self._waveforms(examples, generator)
+            waveforms, replaced, moved = self._waveforms(examples, generator)
             rate = self.feature_extractor.sampling_rate
             batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
             features, mask = batch["input_features"], batch["attention_mask"]
@@ -68,24 +72,32 @@ class SpeechSeq2SeqCollator:
             features = self.spec_augment(features, mask.sum(dim=1), generator)
         collated = {"input_features": features, "attention_mask": mask}
         if all("labels" in example or "text" in example for example in examples):
-            labels = [self._labels(example, without) for example, without in zip(examples, silent, strict=True)]
+            labels = [self._labels(example, other) for example, other in zip(examples, replaced, strict=True)]
             collated["labels"] = pad_labels(labels)
             if self.model is not None:
                 collated["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(collated["labels"])
                 collated["decoder_attention_mask"] = (collated["labels"] != IGNORED_LABEL).int()
+        if all("label_ends" in example for example in examples):
+            ends = [torch.tensor(example["label_ends"]) for example in examples]
+            for row, labels_of_row in enumerate(labels):
+                if moved[row]:  # the times are not those of this audio
+                    ends[row] = torch.full((len(labels_of_row),), math.nan)
+            padded = torch.nn.utils.rnn.pad_sequence(ends, batch_first=True, padding_value=math.nan)
+            collated["label_frames"] = padded / self.feature_extractor.seconds_per_frame
         return collated
 
-    def _labels(self, example: Mapping[str, Any], silent: bool) -> Sequence[int]:
-        if silent:
+    def _labels(self, example: Mapping[str, Any], replaced: bool) -> Sequence[int]:
+        if replaced:
             return self.tokenizer("").input_ids
         return example["labels"] if "labels" in example else self.tokenizer(example["text"]).input_ids
 
     def _waveforms(
         self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None
-    ) -> tuple[list[np.ndarray], list[bool]]:
-        """The waveforms, and which of them were put in the place of speech."""
+    ) -> tuple[list[np.ndarray], list[bool], list[bool]]:
+        """The waveforms; which of them stand in the place of speech; and in which speech is not where it was."""
         rate = self.feature_extractor.sampling_rate
-        waveforms, silent = [], []
+        waveforms: list[np.ndarray] = []
+        replaced, moved = [], []
         for example in examples:
             if "audio" not in example:
                 needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
@@ -93,14 +105,15 @@ class SpeechSeq2SeqCollator:
             waveform = waveform_of(example["audio"], rate)
             if example.get("speed", 1.0) != 1:
                 waveform = change_speed(waveform, example["speed"])
-            other = None
+            other, samples = None, len(waveform)
             if self.perturb is not None:
                 if self.perturb.no_speech_share:
                     other = self.perturb.instead_of_speech(len(waveform), generator)
                 waveform = self.perturb(waveform, generator) if other is None else other
             waveforms.append(waveform)
-            silent.append(other is not None)
-        return waveforms, silent
+            replaced.append(other is not None)
+            moved.append(other is not None or len(waveform) != samples)
+        return waveforms, replaced, moved
 
 
 def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
