@@ -18,7 +18,8 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.pretrained import convert_whisper, converted_card
 
 
@@ -49,6 +50,7 @@ def settings(pairs: list[str]) -> dict[str, object]:
     return result
 
 
+@reports_errors("convert_whisper.py")
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     disable_progress_bar()
@@ -56,6 +58,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.output.exists() and not arguments.overwrite:
             raise ValueError(f"{arguments.output} exists; name another folder, or add --overwrite")
+        check_folder_writable(arguments.output)  # before the work
         model, processor = convert_whisper(
             arguments.whisper,
             language=arguments.language,

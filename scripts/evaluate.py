@@ -20,8 +20,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.atomic_files import check_writable, write_text_atomically
 from hf_entmax_asr.corpora import CORPORA, text_rule, text_rules
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import Edit, Scores, align, bootstrap_interval, confusions, count_edits, html_report
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
@@ -137,10 +138,13 @@ def print_scores(heading: str, summary: list[tuple[str, str]], alignments: list[
         print(f"Most frequent confusions: {', '.join(pairs)}")
 
 
+@reports_errors("evaluate.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for path in filter(None, (arguments.output, arguments.report)):
+        check_writable(path)  # before the work
     try:
         rule = text_rule(arguments.normalization, arguments.spelling_table)
     except (ValueError, FileNotFoundError) as error:
@@ -150,7 +154,12 @@ def main() -> int:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
         model = with_language_model(model, processor, arguments)
         rows = read_split(
-            arguments.data, arguments.split, arguments.corpus, arguments.max_utterances, arguments.lower_case
+            arguments.data,
+            arguments.split,
+            arguments.corpus,
+            arguments.max_utterances,
+            arguments.lower_case,
+            empty_texts=True,
         )
         utterances = prepare_split(rows, processor)
         collate = SpeechSeq2SeqCollator(processor)

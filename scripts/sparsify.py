@@ -14,7 +14,8 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.pretrained import CalibratedHead, sparsify
 from hf_entmax_asr.recognition import CheckpointError, DataError, SpeechSeq2SeqCollator, load_recogniser
@@ -57,6 +58,7 @@ def table(heads: list[CalibratedHead]) -> str:
     return "\n".join(lines)
 
 
+@reports_errors("sparsify.py")
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     disable_progress_bar()
@@ -64,6 +66,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.output.exists():
             raise DataError(f"{arguments.output} exists; name another folder")
+        check_folder_writable(arguments.output)  # before the work
         if arguments.clips < 1:
             raise DataError(f"--clips {arguments.clips} must be at least 1")
         model, processor = load_recogniser(arguments.checkpoint)

@@ -245,9 +245,7 @@ def test_program(english, tmp_path, call):
     status, printed, said = call("convert_whisper", english, "--output", output, "--config", "encoder_transform=entmax")
     assert (status, said) == (0, "")
     assert "M parameters, started from" in printed
-    assert "base_model" not in yaml.safe_load(
-        (output / "README.md").read_text().split("---")[1]
-    )
+    assert "base_model" not in yaml.safe_load((output / "README.md").read_text().split("---")[1])
     assert json.loads((output / "config.json").read_text())["encoder_transform"] == "entmax"
     status, _, said = call("convert_whisper", english, "--output", output)
     assert status == 1

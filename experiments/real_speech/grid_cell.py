@@ -23,9 +23,9 @@ from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, cache_features, prepare_split
-from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.preparation import load_rows
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+from hf_entmax_asr.training.training_state import read_training_state
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = "cell.json"
