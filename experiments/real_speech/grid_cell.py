@@ -198,7 +198,8 @@ def measure(checkpoint: Path, folder: Path, recipe: Recipe, plan: Plan) -> dict[
 def split_utterances(recipe: Recipe, processor: Any, split: str) -> Utterances:
     """A split of the recipe's data, with its features in memory where the recipe has room for them."""
     data = dataclasses.replace(recipe.data, train_split=split, validation_split=None)
-    utterances = prepare_split(load_rows(dataclasses.replace(recipe, data=data))["train"], processor)
+    rows = load_rows(dataclasses.replace(recipe, data=data))["train"]
+    utterances = prepare_split(rows, processor, recipe.data.lower_case)
     cache_features(utterances, processor.feature_extractor, recipe.data.feature_cache_megabytes)
     return utterances
 

@@ -163,9 +163,10 @@ class CrossAttention(MultiHeadAttention):
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
         need_weights: bool = False,
+        reference: Tensor | None = None,
     ) -> CrossAttentionOutput:
         """Reads the audio for U tokens; arguments as for `MonotonicAttention.forward`. It reads all of it for every
-        token, so that those before and the mask of the tokens change nothing."""
+        token, so that those before, the mask of the tokens and their times change nothing."""
         key, value = self._keys_and_values(encoder_hidden_states, cache)
         context, weights = self.transform.attend(
             self.heads_of(self.q_proj, hidden_states),

@@ -45,7 +45,7 @@ FRACTIONS = (
     "label_smoothing",
     "ctc_loss_weight",
 )
-HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus", "delay")
+HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus", "delay", "reference")
 
 
 def one_of(*choices: str) -> Callable[[str], None]:
@@ -130,10 +130,13 @@ class EntmaxAsrConfig(PreTrainedConfig):
         head_regularizer (`str`): `"gate_l1"` (one gate per head, Σ|g|), `"quantity"` (|Σα − U|), `"group_lasso"`
             (norms of each head's output slice), `"boundary_consensus"` (spread of the heads' expected positions),
             `"delay"` (how far, as a share of the audio, a head's expected position lies behind an even pace through
-            the audio; a start from full attention needs it, or stops stay at the end), or `"none"`.
+            the audio; a start from full attention needs it or the next, or stops stay at the end), `"reference"` (how
+            many positions it lies outside a window around the token's true end), or `"none"`.
         head_regularizer_weight (`float`): λ.
         head_regularizer_layers (`list[int]`): the decoder layers it applies to ("shallow layers"; layers without
             monotonic attention are refused).
+        reference_window (`list[float]`): for `"reference"`, how many encoder positions before and after a token's end
+            a head may stop at no cost; `None` is no bound on that side.
 
     Cross-head attention (Sec. IV-C):
         cross_head_transform (`str`): weights over the heads' outputs, computed from the query: `"none"` or a
@@ -142,6 +145,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     Training objective:
         ctc_loss_weight (`float`): weight of a CTC loss on the encoder, blank = pad token; 0 builds no CTC head.
         label_smoothing (`float`): of the cross entropy, in training only.
+        sparsity_weight (`float`): price of dense attention (ours), times the mean of 2 − α over all learned α.
 
     Positions and prompts (not in the paper; a pretrained start needs them):
         encoder_positions, decoder_positions (`str`): `"sinusoidal"`, of any length, or `"learned"`, a table of
@@ -226,10 +230,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
     head_regularizer: str = "none"
     head_regularizer_weight: float | int = 0.0
     head_regularizer_layers: list[int] | tuple[int, ...] = ()
+    reference_window: list[float | int | None] | tuple[float | int | None, ...] = (None, 10)
     cross_head_transform: str = "none"
 
     ctc_loss_weight: float | int = 0.0
     label_smoothing: float | int = 0.0
+    sparsity_weight: float | int = 0.0
 
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -357,8 +363,14 @@ class EntmaxAsrConfig(PreTrainedConfig):
             )
         if self.energy_noise_std < 0:
             raise ValueError(f"energy_noise_std = {self.energy_noise_std} must not be negative.")
-        if self.head_regularizer_weight < 0:
-            raise ValueError(f"head_regularizer_weight = {self.head_regularizer_weight} must not be negative.")
+        for name in ("head_regularizer_weight", "sparsity_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must not be negative.")
+        if len(self.reference_window) != 2 or any(bound is not None and bound < 0 for bound in self.reference_window):
+            raise ValueError(
+                f"reference_window = {list(self.reference_window)} must be two numbers of positions, before and after, "
+                "not negative; None is no bound."
+            )
         if self.cross_attention == "monotonic" and not 0 <= self.first_monotonic_layer < self.decoder_layers:
             raise ValueError(
                 f"first_monotonic_layer = {self.first_monotonic_layer} must lie in [0, {self.decoder_layers - 1}] "

@@ -41,10 +41,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
         need_weights: bool = False,
+        reference: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S), the map (B, H, U, past + U)
-        that the layer before used, for a layer that shares it, mask of the tokens (B, U) -> (B, U, C), penalty, and
-        the map of this layer where a later one shares it."""
+        that the layer before used, for a layer that shares it, mask of the tokens (B, U), positions where they end
+        (B, U) for the penalty -> (B, U, C), penalty, and the map of this layer where a later one shares it."""
         update, weights = self.self_attn(
             self.self_attn_layer_norm(hidden_states),
             attention_mask,
@@ -65,6 +66,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             past_tokens,
             target_mask,
             need_weights,
+            reference,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 

@@ -22,12 +22,13 @@ from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .head_penalties import reference_positions
 from .layers import Positions
 from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
-from .transforms import AttentionTransform, LearnedEntmax
+from .transforms import AttentionTransform, LearnedEntmax, mean_density
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -154,10 +155,11 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        reference: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | EntmaxAsrDecoderOutput:
-        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C) and encoder_attention_mask
-        (B, S) -> last_hidden_state (B, U, C)."""
+        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C), encoder_attention_mask (B, S),
+        reference (B, U) positions of the tokens' ends, for the head penalty -> last_hidden_state (B, U, C)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
         if inputs_embeds is None:
@@ -183,6 +185,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 past_tokens=past_tokens,
                 target_mask=target_mask,
                 need_weights=need_weights,
+                reference=reference,
             )
             if penalty is not None:
                 penalties.append(penalty)
@@ -281,6 +284,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        label_frames: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -295,6 +299,8 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             past_key_values: cache of an earlier call; ignored with `use_cache=False`.
             decoder_inputs_embeds: (B, U, C) in place of decoder_input_ids.
             labels: (B, U) target tokens ending with `eos_token_id`, −100 where padded.
+            label_frames: (B, U) feature frame at which each of them ends in the audio, NaN where unknown, for the head
+                penalty "reference".
             num_items_in_batch: target tokens of the whole step, when it is made of several batches (Trainer).
             kwargs: output_attentions, output_hidden_states, output_boundaries, return_dict.
 
@@ -318,6 +324,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            reference=reference_positions(self.config, label_frames),
             return_dict=True,
             **kwargs,
         )
@@ -349,6 +356,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             ctc_logits=ctc_logits,
             source_mask=source_mask,
             head_penalty=outputs.head_penalty,
+            density=mean_density(self) if self.training and self.config.sparsity_weight > 0 else None,
             num_items_in_batch=num_items_in_batch,
             label_smoothing=self.config.label_smoothing if self.training else 0.0,
         )

@@ -185,6 +185,13 @@ def make_transform(name: str, config: EntmaxAsrConfig, num_heads: int) -> Attent
     return TRANSFORM_CLASSES[name](config, num_heads)
 
 
+def mean_density(model: nn.Module) -> Tensor | None:
+    """Mean of 2 − α over every learned α of a model: 1 where all are softmax, 0 where all are sparsemax; None without
+    any. Differentiable, so that it can have a price in a loss."""
+    alphas = [module.alpha() for module in model.modules() if isinstance(module, LearnedEntmax)]
+    return (2 - torch.cat(alphas)).mean() if alphas else None
+
+
 def apply_weights(weights: Tensor, value: Tensor, dropout_p: float) -> Tensor:
     """Weights (B, H, T, S) and values (B, H, S, D) -> (B, H, T, D), with dropout on the weights."""
     return F.dropout(weights, dropout_p).to(value.dtype) @ value

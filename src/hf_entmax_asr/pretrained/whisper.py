@@ -53,6 +53,15 @@ SAME_FIELDS = (
     "decoder_start_token_id",
 )
 FIXED_FIELDS = ("front_end", "subsampling_layers", "decoder_positions", "max_source_positions", "tie_word_embeddings")
+KEPT_GENERATION_FIELDS = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "is_multilingual",
+    "lang_to_id",
+    "task_to_id",
+    "no_timestamps_token_id",
+    "alignment_heads",
+)
 WINDOW_COPIES = {"window_q_proj": "q_proj", "window_k_proj": "k_proj"}
 
 
@@ -203,8 +212,7 @@ def _put_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _generation_config(whisper: GenerationConfig, config: EntmaxAsrConfig) -> GenerationConfig:
-    names = ("suppress_tokens", "begin_suppress_tokens", "is_multilingual", "lang_to_id", "task_to_id")
-    kept = {name: getattr(whisper, name) for name in (*names, "no_timestamps_token_id") if hasattr(whisper, name)}
+    kept = {name: getattr(whisper, name) for name in KEPT_GENERATION_FIELDS if hasattr(whisper, name)}
     return GenerationConfig(
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=config.bos_token_id,

@@ -1,5 +1,6 @@
 """From examples to a batch: features computed for the whole batch at once, labels padded with -100."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,11 @@ class SpeechSeq2SeqCollator:
 
     - `input_features` (T, F), or `audio`: a mono waveform as a 1-D array at the processor's sampling rate, a path, or
       the `{"path", "bytes"}` of a datasets `Audio(decode=False)` column; it is played at `speed` where that is given;
-    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored.
+    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored;
+    - perhaps `label_ends`, the seconds at which each of the labels ends in the audio, NaN where unknown.
 
-    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, and `labels` (B, U).
+    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, `labels` (B, U) and, of
+    examples with ends, `label_frames` (B, U).
     With `Seq2SeqTrainer` set `remove_unused_columns=False`, because the columns it would keep are the model's.
     """
 
@@ -49,6 +52,10 @@ class SpeechSeq2SeqCollator:
         batch = {"input_features": features, "attention_mask": mask}
         if all("labels" in example or "text" in example for example in examples):
             batch["labels"] = pad_labels([self._labels(example) for example in examples])
+        if all("label_ends" in example for example in examples):
+            ends = [torch.tensor(example["label_ends"]) for example in examples]
+            padded = torch.nn.utils.rnn.pad_sequence(ends, batch_first=True, padding_value=math.nan)
+            batch["label_frames"] = padded / self.feature_extractor.seconds_per_frame
         return batch
 
     def _labels(self, example: Mapping[str, Any]) -> Sequence[int]:

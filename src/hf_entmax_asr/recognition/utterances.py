@@ -50,6 +50,7 @@ class Utterances:
         labels: token ids with the final `</s>`.
         frames: (utterances,) feature frames.
         features: (T, F) float16 per utterance once `cache_features` has run, else None.
+        ends: seconds at which each label ends in the audio, NaN where unknown; None without such times.
     """
 
     rows: Any
@@ -58,6 +59,7 @@ class Utterances:
     labels: list[list[int]]
     frames: np.ndarray
     features: list[torch.Tensor] | None = None
+    ends: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,10 +71,12 @@ class Utterances:
 
     def example(self, index: int, speed: float = 1.0) -> dict[str, Any]:
         """What the collator takes: cached features, or audio and the speed to play it at; and labels."""
-        labels = self.labels[index]
+        example: dict[str, Any] = {"labels": self.labels[index]}
+        if self.ends is not None:
+            example["label_ends"] = [end / speed for end in self.ends[index]]
         if self.features is not None:
-            return {"input_features": self.features[index], "labels": labels}
-        return {"audio": self.rows[index]["audio"], "speed": speed, "labels": labels}
+            return {"input_features": self.features[index]} | example
+        return {"audio": self.rows[index]["audio"], "speed": speed} | example
 
     def select(self, indices: Sequence[int]) -> "Utterances":
         """These utterances only, in this order."""
@@ -83,6 +87,7 @@ class Utterances:
             labels=[self.labels[i] for i in indices],
             frames=self.frames[list(indices)],
             features=None if self.features is None else [self.features[i] for i in indices],
+            ends=None if self.ends is None else [self.ends[i] for i in indices],
         )
 
     def fingerprint(self) -> str:

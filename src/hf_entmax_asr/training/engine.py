@@ -33,7 +33,7 @@ from hf_entmax_asr.training.checkpointing import (
     save_training_state,
 )
 from hf_entmax_asr.training.model_card import model_card
-from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
+from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, ramp, set_learning_rate
 from hf_entmax_asr.training.preparation import RECIPE, Prepared, prepare
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
@@ -117,6 +117,7 @@ class TrainingRun:
         self.recipe, self.output, self.accelerator, self.card_template = recipe, output, accelerator, card_template
         self.processor, self.splits, self.state = prepared.processor, prepared.splits, prepared.state
         self.unwrapped_model = prepared.model  # what Accelerate's wrappers hold
+        self.penalty_weight = prepared.model.config.head_regularizer_weight
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.scored_model = ScoredModel(prepared.model, recipe.optimizer.ema_decay, self.sharded)
         if prepared.checkpoint is not None:
@@ -206,7 +207,9 @@ class TrainingRun:
         self.rate = learning_rate(schedule, self.recipe.optimizer.peak_learning_rate, state.step, used)
         set_learning_rate(self.optimizer, self.rate)
         hard_share = schedule.straight_through_fraction
-        self.unwrapped_model.config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
+        config = self.unwrapped_model.config
+        config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
+        config.head_regularizer_weight = self.penalty_weight * ramp(schedule.regularizer_ramp, used)
         for left in reversed(range(self.recipe.batching.accumulation_steps)):
             micro, tensors = next(batches)
             batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in tensors.items()}
@@ -347,6 +350,7 @@ class TrainingRun:
 
     def _write(self, folder: Path, model: Any) -> None:
         model.config.monotonic_straight_through = False  # a phase of training, not of the model
+        model.config.head_regularizer_weight = self.penalty_weight
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         self._write_card(folder, model, self.scores if self.scored_step == self.state.step else {})

@@ -14,6 +14,8 @@ from datasets import concatenate_datasets
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
+from hf_entmax_asr.analysis.phonemes import LabelError, read_ctm
+from hf_entmax_asr.analysis.word_alignment import label_ends
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import CORPORA, read_corpus
@@ -228,6 +230,8 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
     prepared: dict[str, Utterances] = {}
     for role, split in rows.items():
         utterances = prepare_split(split, processor, recipe.data.lower_case)
+        if role == "train" and recipe.data.word_times is not None:
+            add_word_times(utterances, recipe.data.word_times, processor.tokenizer)
         positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
         utterances = usable_utterances(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
@@ -258,6 +262,33 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         )
         prepared[role] = utterances
     return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.seconds_per_frame)
+
+
+def add_word_times(utterances: Utterances, path: str, tokenizer: Any) -> None:
+    """Give the labels of a split the times of its words, which a CTM file holds.
+
+    Raises:
+        DataError: the file cannot be read, or has no utterance of the split with the words of its text.
+    """
+    try:
+        words = read_ctm(path)
+    except (OSError, LabelError) as error:
+        raise DataError(f"data.word_times: {error}") from error
+    ends, found = [], 0
+    for name, text, labels in zip(utterances.ids, utterances.texts, utterances.labels, strict=True):
+        times = None
+        if name in words:
+            offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            times = label_ends(text, offsets, words[name])
+        found += times is not None
+        ends.append(times or [math.nan] * len(labels))
+    if not found:
+        raise DataError(
+            f"data.word_times: {path} has no utterance of the training split with the words of its text; "
+            f"its first utterance is {next(iter(words))!r}, that of the split is {utterances.ids[0]!r}"
+        )
+    logger.info("%s has the word times of %d of %d utterances", path, found, len(utterances))
+    utterances.ends = ends
 
 
 def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:

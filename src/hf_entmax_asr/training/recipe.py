@@ -47,6 +47,7 @@ class DataSection:
     min_duration: float = 0.1  # seconds
     max_duration: float = 30.0  # seconds; one very long clip in a batch costs more than it teaches
     max_unknown_share: float = 0.01  # share of <unk> among a split's tokens above which the data is refused
+    word_times: str | None = None  # a CTM file with the words of the training split, for head_regularizer "reference"
     lower_case: bool = False  # of all texts, which a tokenizer of written text spells with fewer pieces
     bad_utterances: Literal["refuse", "drop"] = "refuse"
     feature_cache_megabytes: int = 2048  # per process; a larger corpus is read from disk in every epoch
@@ -117,6 +118,7 @@ class ScheduleSection:
     cooldown_fraction: float = 0.0  # the last share of the budget, in which the rate falls linearly
     cooldown_floor: float = 0.05  # ... to this share of what it would be
     straight_through_fraction: float = 0.0  # the last share, which trains the hard path (monotonic models)
+    regularizer_ramp: tuple[float, float] = (0.0, 0.0)  # shares between which the head penalty's weight rises from 0
 
 
 @dataclass
@@ -339,6 +341,15 @@ def _check_values(recipe: Recipe) -> None:
             "null: there is nothing to analyse. Name a split, or set evaluation.analyze_every_steps to null"
         )
     _check_augmentation(recipe)
+    begin, end = recipe.schedule.regularizer_ramp
+    if not 0 <= begin <= end <= 1:
+        raise RecipeError(f"schedule.regularizer_ramp is {[begin, end]}; it must be two shares of the budget, in order")
+    by_reference = recipe.model.get("head_regularizer") == "reference"
+    if by_reference != (recipe.data.word_times is not None):
+        raise RecipeError(
+            f"model.head_regularizer is {recipe.model.get('head_regularizer')!r} and data.word_times is "
+            f"{recipe.data.word_times!r}: set both ('reference' and a CTM file of scripts/align.py), or neither"
+        )
     if not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         raise RecipeError(f"optimizer.betas are {list(recipe.optimizer.betas)}; each must be in [0, 1)")
 
