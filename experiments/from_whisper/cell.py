@@ -25,8 +25,8 @@ from hf_entmax_asr.pretrained import convert_whisper, sparsify
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 from hf_entmax_asr.recognition.word_alignment import align_words
-from hf_entmax_asr.training.training_state import read_training_state
 from hf_entmax_asr.training.recipe import Recipe, load_recipe, recipe_to_dict
+from hf_entmax_asr.training.training_state import read_training_state
 
 RECIPE = Path(__file__).resolve().parents[2] / "scripts" / "recipes" / "whisper_finetune.yaml"
 TRAINED = "trained.json"  # says that training came to its end

@@ -76,6 +76,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             encoder_outputs = self.get_encoder()(
                 features,
                 attention_mask=kwargs.get("attention_mask"),
+                encoder_chunk_size=kwargs.get("encoder_chunk_size"),
+                encoder_left_chunks=kwargs.get("encoder_left_chunks"),
                 output_attentions=settings.output_attentions,
                 output_hidden_states=settings.output_hidden_states,
                 return_dict=True,

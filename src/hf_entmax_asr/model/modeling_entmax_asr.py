@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import MultiHeadAttention, SelfAttention
 from .cache import make_cache
+from .chunks import encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
@@ -103,17 +104,24 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_chunk_size: int | None = None,
+        encoder_left_chunks: int | None = None,
+        **kwargs: Any,
     ) -> tuple | BaseModelOutput:
-        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
+        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C); in chunks where
+        `encoder_chunk_size` says so, here or in the configuration."""
         x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
         x = self.embed_positions(x * self._embedding_scale())
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
         need_weights = self._needs_weights(kwargs)
+        chunks = encoder_chunks(self.config, self.training, encoder_chunk_size, encoder_left_chunks)
         for layer in self.layers:
-            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights)
+            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights, chunks=chunks)
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))
 
 
