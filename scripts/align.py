@@ -54,8 +54,8 @@ def main(words: list[str] | None = None) -> int:
     done = 0
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
-        rows = read_split(arguments.data, arguments.split, arguments.corpus)
-        utterances = prepare_split(rows, processor, arguments.lower_case)
+        rows = read_split(arguments.data, arguments.split, arguments.corpus, lower_case=arguments.lower_case)
+        utterances = prepare_split(rows, processor)
         for done, (name, intervals) in enumerate(align_words(model, processor, utterances, arguments.heads), 1):
             lines += [f"{name} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}" for i in intervals]
             if done % SHOWN_EVERY == 0:

@@ -24,7 +24,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis import MapGroups, map_groups_of
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
 
@@ -58,6 +59,7 @@ def describe(side: str, proposal: MapGroups) -> str:
     )
 
 
+@reports_errors("reuse.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
@@ -67,6 +69,7 @@ def main() -> int:
     try:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
+        check_folder_writable(arguments.out)  # before the work
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
         budgets: dict[Literal["encoder", "decoder"], int | None] = {
             "encoder": arguments.budget,

@@ -25,10 +25,11 @@ from hf_entmax_asr.pretrained import convert_whisper, sparsify
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 from hf_entmax_asr.recognition.word_alignment import align_words
-from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.recipe import Recipe, load_recipe, recipe_to_dict
+from hf_entmax_asr.training.training_state import read_training_state
 
 RECIPE = Path(__file__).resolve().parents[2] / "scripts" / "recipes" / "whisper_finetune.yaml"
+TRAINED = "trained.json"  # says that training came to its end
 TRANSFORMS = ("softmax", "entmax")
 CALIBRATION_CLIPS = 4
 
@@ -89,12 +90,11 @@ class Plan:
 
 
 def start_of(cell: Cell, plan: Plan) -> Path:
-    """The checkpoint that a cell starts from: converted, calibrated if it is α-entmax, with windows as long as the audio."""
+    """The checkpoint that a cell starts from: converted, calibrated if α-entmax, windows as long as the audio."""
     folder = plan.output / "starts" / f"{cell.transform}-{cell.reading}"
     if folder.is_dir():
         return folder
-    model, processor = convert_whisper(plan.whisper, **READINGS[cell.reading])
-    processor.feature_extractor.min_seconds = 0.0
+    model, processor = convert_whisper(plan.whisper, min_seconds=0.0, **READINGS[cell.reading])
     if cell.transform == "entmax":
         rows = read_split(str(plan.data), "train")
         clips = prepare_split(rows.select(range(0, len(rows), len(rows) // CALIBRATION_CLIPS)), processor, True)
@@ -153,13 +153,15 @@ def run_cell(cell: Cell, plan: Plan) -> dict[str, Any]:
     same_settings(folder / "settings.json", {"recipe": recipe_to_dict(recipe), "test_split": plan.test_split})
     if (folder / RESULT).is_file():
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    cpu_minutes = train_run(folder, RECIPE, overrides, plan.threads)
+    if not (folder / TRAINED).is_file():
+        cpu_minutes = train_run(folder, RECIPE, overrides, plan.threads)
+        write_text_atomically(folder / TRAINED, json.dumps({"cpu_minutes": cpu_minutes}) + "\n")
     torch.set_num_threads(plan.threads)
     state = read_training_state(folder / "run" / "last")
     result = dataclasses.asdict(cell) | {
         "steps": state.step,
         "minutes": round(state.elapsed_seconds / 60, 2),
-        "cpu_minutes": cpu_minutes,
+        **json.loads((folder / TRAINED).read_text(encoding="utf-8")),
         **measure(folder / "run" / "best", folder, recipe, plan),
     }
     write_text_atomically(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Whisper itself in transformers, with its 30 s windows: untouched, and fine-tuned for as many CPU-minutes as a cell."""
+"""Whisper itself in transformers, with its 30 s windows: untouched, and tuned for as many CPU-minutes as a cell."""
 
 import json
 import re

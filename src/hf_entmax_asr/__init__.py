@@ -14,6 +14,7 @@ from .model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration, Entmax
 from .model.processing_entmax_asr import EntmaxAsrProcessor
 
 if TYPE_CHECKING:
+    from .audio import read_audio
     from .recognition import Transcript, load_recogniser, transcribe_files
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "expected_soft_attention",
     "hard_alignment",
     "load_recogniser",
+    "read_audio",
     "softmax",
     "sparsemax",
     "topk_softmax",
@@ -47,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from . import recognition
 
         return getattr(recognition, name)
+    if name == "read_audio":
+        from .audio import read_audio
+
+        return read_audio
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

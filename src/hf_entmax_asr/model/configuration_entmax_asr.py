@@ -4,6 +4,7 @@
 Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says so.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,21 +21,14 @@ Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 # What each name stands for: transforms.py.
 TRANSFORMS = ("softmax", "sparsemax", "entmax15", "entmax", "topk")
 CROSS_HEAD_TRANSFORMS = ("none", *(name for name in TRANSFORMS if name != "topk"))
-POSITIVE_SIZES = (
-    "vocab_size",
-    "num_mel_bins",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "subsampling_channels",
-    "attention_topk",
-    "max_source_positions",
-    "max_target_positions",
-)
+# The largest of each that is built; far beyond any model, and far below what takes all memory before it is noticed.
+LARGEST_SIZES = {
+    **dict.fromkeys(("vocab_size", "attention_topk", "max_source_positions", "max_target_positions"), 10_000_000),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 1_000_000),
+    **dict.fromkeys(("d_model", "subsampling_channels"), 100_000),
+    **dict.fromkeys(("num_mel_bins", "encoder_attention_heads", "decoder_attention_heads"), 10_000),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1_000),
+}
 FRONT_ENDS = ("conv2d", "whisper")
 POSITIONS = ("sinusoidal", "learned")
 FRACTIONS = (
@@ -155,18 +149,20 @@ class EntmaxAsrConfig(PreTrainedConfig):
             positions are added.
         decoder_prompt_ids (`list[int]`): tokens between the start token and the text, given and never predicted, as
             Whisper's language and task.
+        max_tokens_per_position (`float`): a text has at most so many tokens for each encoder position; `generate` ends
+            it there. Training sets it from its texts.
 
     Blocks are pre-norm; `tie_word_embeddings` shares the output projection with the token embedding.
     """
 
     model_type = "entmax_asr"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
         "past_key_values",
         "cross_entropy_loss",
         "ctc_loss",
         "head_penalty",
         "ctc_logits",
-    )
+    ]
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
@@ -245,6 +241,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int = 1
     decoder_prompt_ids: list[int] | tuple[int, ...] = ()
+    max_tokens_per_position: float | int = 1.0
 
     @property
     def frames_per_position(self) -> int:
@@ -314,9 +311,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Refuses numbers outside their range."""
-        for name in POSITIVE_SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1.")
+        for name, largest in LARGEST_SIZES.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1 and at most {largest:,}.")
+        for name in ("softmax_temperature", "energy_bias_init", "energy_noise_std", "head_regularizer_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} must be a finite number.")
         for name in FRACTIONS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1).")
@@ -336,6 +336,10 @@ class EntmaxAsrConfig(PreTrainedConfig):
             raise ValueError(
                 f"decoder_prompt_ids = {list(self.decoder_prompt_ids)} holds {outside[0]}, which is no token: "
                 f"vocab_size = {self.vocab_size}."
+            )
+        if not 0 < self.max_tokens_per_position <= 1000:
+            raise ValueError(
+                f"max_tokens_per_position = {self.max_tokens_per_position} must be above 0 and at most 1000."
             )
         if self.softmax_temperature <= 0:
             raise ValueError(f"softmax_temperature = {self.softmax_temperature} must be above 0.")

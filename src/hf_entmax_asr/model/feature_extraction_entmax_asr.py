@@ -32,7 +32,21 @@ logger = logging.get_logger(__name__)
 PREEMPHASIS = 0.97
 LOWEST_FREQUENCY_HZ = 20
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # where Kaldi cuts off before the logarithm
+SILENT = math.log(MEL_FLOOR) + 1e-3  # a bin of digital zeros is no higher
+LATEST_VERSION = 2
+FAINTER = math.log(1e4)  # 40 dB: in frames so much below the loudest, no speech is heard beside it
+CLICK_FRAMES = 5  # louder ones than these may be a click; 50 ms of speech are not
+LOWEST = -4.0  # standard deviations from the mean
 GLOBAL_STD_FLOOR = 0.1  # a bin that hardly moves in the training data must not be amplified without bound elsewhere
+# Of each setting: beyond any use, and far below what takes all memory before it is noticed.
+LARGEST = {
+    "feature_size": 10_000,
+    "sampling_rate": 768_000,
+    "hop_ms": 10_000,
+    "window_ms": 10_000,
+    "min_seconds": 3_600,
+    "padding_value": 1_000_000,
+}
 FRAMES_PER_BLOCK = 512  # bounds the temporary arrays to about 10 MB, however long the recording
 
 
@@ -83,6 +97,10 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             ``feature_size`` (80, or 128 for large-v3): 16 kHz, a hop of 10 ms, windows of 25 ms, ``cmvn`` "none".
         min_seconds: a shorter recording is followed by silence up to that length, which counts as real: 30 is what
             Whisper itself does. 0: every recording has its own length.
+        version: 2 takes ``cmvn`` statistics over the frames in which something sounds (at most 40 dB below the loudest
+            of the recording), and nothing lies more than 4 standard deviations below the mean: silence before, within
+            or behind speech, be it digital zeros or faint noise, changes nothing in the frames of the speech. 1 takes
+            them over all frames, without bound; extractors that were saved without a version have it.
         maximum: what Whisper's features are scaled by: the "utterance"'s, as Whisper does, or the "running" one, of
             the frames up to each (see `RunningMaximum`), which is the rule of streaming.
 
@@ -94,7 +112,7 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
     short. Stereo is refused: mix it down with ``audio.mean(axis=...)``.
     """
 
-    frame_settings = ("kind", "feature_size", "sampling_rate", "hop_ms", "window_ms", "min_seconds")
+    frame_settings = ("kind", "feature_size", "sampling_rate", "hop_ms", "window_ms", "min_seconds", "version")
 
     def __init__(
         self,
@@ -108,12 +126,14 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         padding_value: float = 0.0,
         kind: str = "kaldi",
         min_seconds: float = 0.0,
+        version: int = LATEST_VERSION,
         maximum: str = "utterance",
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.kind = kind
         self.min_seconds = min_seconds
+        self.version = version
         self.maximum = maximum
         self.hop_ms = hop_ms
         self.window_ms = window_ms
@@ -124,8 +144,14 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
 
     def _validate(self) -> None:
         for name in ("feature_size", "sampling_rate"):
-            if not isinstance(getattr(self, name), numbers.Integral):
+            if not isinstance(getattr(self, name), numbers.Integral) or isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f"{name} is {value!r}; it must be a number.")
+            if value > most:
+                raise ValueError(f"{name} is {value}; it must be at most {most:,}.")
         if self.feature_size < 3:
             raise ValueError(f"feature_size is {self.feature_size}; a mel filterbank needs at least 3 bins.")
         if self.sampling_rate < 1000:
@@ -136,6 +162,11 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             )
         if not math.isfinite(self.window_ms) or self.window_samples < max(2, self.hop_samples):
             raise ValueError(f"window_ms is {self.window_ms}; it must not be shorter than hop_ms, {self.hop_ms}.")
+        if self.version not in range(1, LATEST_VERSION + 1):
+            raise ValueError(
+                f"version is {self.version!r}; this package knows 1 to {LATEST_VERSION}. Is the checkpoint of a later "
+                "package?"
+            )
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}; the model reads time from the left: use 'right'.")
         if not math.isfinite(self.padding_value):
@@ -255,11 +286,29 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         """
         if self.kind == "whisper" and self.maximum == "utterance":
             return scaled_log_mel(features, features.max())
-        if self.cmvn == "utterance":
-            # float64, so that a bin which never moves has a variance of exactly 0.
-            std, mean = torch.std_mean(features.double(), dim=0, correction=0)
+        if self.cmvn != "utterance":
+            return self.normalizer()(features)
+        heard = features[self._sounds(features)]  # (frames that sound, F)
+        if not len(heard):
+            return torch.full_like(features, LOWEST)
+        # float64, so that a bin which never moves has a variance of exactly 0.
+        std, mean = torch.std_mean(heard.double(), dim=0, correction=0)
+        if self.version == 1:
             return ((features - mean) / std.clamp(min=STD_FLOOR)).float()
-        return self.normalizer()(features)
+        return ((features - mean) / std.clamp(min=GLOBAL_STD_FLOOR)).float().clamp(min=LOWEST)
+
+    def _sounds(self, features: torch.Tensor) -> torch.Tensor:
+        """Which frames of a recording statistics are taken over: (T, F) before normalisation -> (T,)."""
+        if self.version == 1:
+            return torch.ones(features.shape[0], dtype=torch.bool)
+        energy = features.logsumexp(dim=1)  # (T,) log of the power of all bins
+        loud = energy.topk(min(CLICK_FRAMES, len(energy))).values[-1]
+        return (energy > loud - FAINTER) & (features > SILENT).any(dim=1)
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; what was saved before there were versions is of the first."""
+        return super().from_dict({"version": 1, **feature_extractor_dict}, **kwargs)
 
     def normalizer(self) -> Normalizer:
         """A fresh function that normalises one recording piece by piece, as streaming does. Whisper's features it
@@ -280,7 +329,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             )
         if self.cmvn_mean is None or self.cmvn_std is None:
             raise ValueError(f"cmvn is {self.cmvn!r} but there are no statistics yet: call fit_global_cmvn(waveforms).")
-        return (GlobalMoments if self.cmvn == "global" else RunningMoments)(self.cmvn_mean, self.cmvn_std)
+        lowest = -math.inf if self.version == 1 else LOWEST
+        return (GlobalMoments if self.cmvn == "global" else RunningMoments)(self.cmvn_mean, self.cmvn_std, lowest)
 
     def fit_global_cmvn(self, waveforms: Iterable[Any], sampling_rate: int | None = None) -> int:
         """Measure the mean and standard deviation of every mel bin over all frames, store them, set cmvn to "global"
@@ -302,12 +352,13 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         count = 0
         total, total_square = torch.zeros(2, self.feature_size, dtype=torch.float64)  # (F,) each
         for index, item in enumerate(waveforms):
-            features = self.log_mel(self._waveform(item, index)).double()
+            features = self.log_mel(self._waveform(item, index))
+            features = features[self._sounds(features)].double()
             count += features.shape[0]
             total += features.sum(dim=0)
             total_square += features.square().sum(dim=0)
         if count == 0:
-            raise ValueError("fit_global_cmvn was given no recordings.")
+            raise ValueError("fit_global_cmvn was given no recordings, or silence alone.")
         mean = total / count
         std = (total_square / count - mean.square()).clamp(min=0).sqrt()
         still = torch.nonzero(std < GLOBAL_STD_FLOOR).flatten().tolist()

@@ -1,16 +1,18 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .cache import make_cache
 from .chunks import Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .generation_inputs import NO_LIMIT, EndWithAudio, check_cache, check_source, most_tokens
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
 from .sessions import StreamSession
@@ -23,11 +25,25 @@ def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOut
     return type(encoder_outputs)(**encoder_outputs)
 
 
+logger = logging.get_logger(__name__)
+
+CUT = (
+    "A text was cut where it had more tokens than speech of its length has (config.max_tokens_per_position for each "
+    "position of the encoder). The audio may hold no speech, or speech unlike that of the training; or the model does "
+    "not stop yet."
+)
+
+
 class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     """`generate` with the cache of this model, which also tells where each monotonic head stopped."""
 
     # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
     config: EntmaxAsrConfig
+
+    def post_init(self) -> None:
+        super().post_init()
+        if self.generation_config is not None:
+            self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -45,6 +61,10 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         "translate") are for models that started from a multilingual Whisper; by default the configuration's
         `decoder_prompt_ids` stand before the text.
 
+        A text ends at the latest where it has as many tokens as speech of its length can have
+        (`max_tokens_per_position` of the configuration), whatever the model says, and a warning tells of it; where no
+        sound is in the audio, there is no text. `max_new_tokens` and `max_length` can make it end before.
+
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
         They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
@@ -53,6 +73,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         features = kwargs.get("input_features") if inputs is None else inputs
         encoder_outputs = kwargs.get("encoder_outputs")
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
+        check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
         needs_states = wants_boundaries or language == DETECT or any(value is not None for value in chunks.values())
         if encoder_outputs is None and features is not None and needs_states:
@@ -65,13 +86,31 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 return_dict=True,
             )
         source = features if encoder_outputs is None else encoder_outputs[0]
+        if kwargs.get("past_key_values") is not None and source is not None:
+            positions = source.shape[1] if encoder_outputs is not None else self.config.positions_of(source.shape[1])
+            check_cache(kwargs["past_key_values"], positions)
         if source is not None and kwargs.get("decoder_input_ids") is None:
             kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
-        kwargs |= self._token_limit(generation_config, kwargs)
+        limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
+        length = {"max_length": self._longest(generation_config, kwargs, limits), "max_new_tokens": None}
+        end = None
+        if limits is not None and settings.eos_token_id is not None:
+            ends = torch.as_tensor(settings.eos_token_id, device=limits.device).reshape(-1)
+            given = kwargs.get("decoder_input_ids")
+            end = EndWithAudio(limits, ends, 1 if given is None else given.shape[1])
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), end])
+        if generation_config is None:
+            kwargs |= length
+        else:  # of which transformers wants all options, where there is one
+            kwargs = {name: value for name, value in kwargs.items() if name not in length}
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.update(**length)
         if encoder_outputs is not None:
             # A copy, because transformers repeats the states for each beam in place.
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        if end is not None and limits is not None and (end.cut & (limits > 0)).any():
+            logger.warning_once(CUT)
         if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
             states, mask = encoder_outputs[0], kwargs.get("attention_mask")
             repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
@@ -164,16 +203,24 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             return {}
         return {"decoder_input_ids": torch.cat([start, torch.tensor(prompts, device=source.device)], 1)}
 
-    def _token_limit(self, generation_config: GenerationConfig | None, asked: dict[str, Any]) -> dict[str, int]:
-        """No more tokens than a learned table of positions has rows; so many, where nobody set a limit."""
-        if self.config.decoder_positions != "learned":
-            return {}
-        most, given = self.config.max_target_positions, asked.get("decoder_input_ids")
-        settings = generation_config or self.generation_config
-        new_tokens, length = (asked.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length"))
+    def _longest(self, generation_config: GenerationConfig | None, asked: dict[str, Any], limits: Tensor | None) -> int:
+        """The max_length of `generate`: no text is longer than audio and user let it, or a learned table of positions.
+
+        limits: (B,) tokens of each text by its audio.
+        """
+        sources = (asked, vars(generation_config or GenerationConfig()), vars(self.generation_config))
+        new_tokens, length = (
+            next((source[name] for source in sources if source.get(name) is not None), None)
+            for name in ("max_new_tokens", "max_length")
+        )
+        given = asked.get("decoder_input_ids")
+        start = 1 if given is None else given.shape[1]
+        longest = NO_LIMIT if limits is None else start + int(limits.max()) + 1
+        if self.config.decoder_positions == "learned":
+            longest = min(longest, self.config.max_target_positions)
         if new_tokens is not None:
-            return {"max_new_tokens": min(new_tokens, most - (1 if given is None else given.shape[1]))}
-        return {"max_length": most if length in (None, GenerationConfig().max_length) else min(length, most)}
+            return min(longest, start + new_tokens)
+        return longest if length is None else min(longest, length)
 
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"

@@ -22,6 +22,7 @@ from .decoder import DecoderLayer, causal_mask
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .generation_inputs import without_text_inputs
 from .head_penalties import reference_positions
 from .layers import Positions
 from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
@@ -287,13 +288,12 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             attention_mask: (B, T), 1 = real frame; None means that no frame is padding.
             decoder_input_ids: (B, U) tokens so far, starting with `decoder_start_token_id`.
             decoder_attention_mask: (B, U) or (B, past + U), 1 = real token.
-            encoder_outputs: of an earlier call, to skip the encoder.
-            past_key_values: cache of an earlier call; ignored with `use_cache=False`.
+            encoder_outputs, past_key_values: of an earlier call; the latter is ignored with `use_cache=False`.
             decoder_inputs_embeds: (B, U, C) in place of decoder_input_ids.
             labels: (B, U) target tokens ending with `eos_token_id`, −100 where padded.
             label_frames: (B, U) feature frame at which each of them ends in the audio, NaN where unknown, for the head
                 penalty "reference".
-            num_items_in_batch: target tokens of the whole step, when it is made of several batches (Trainer).
+            num_items_in_batch: target tokens of the whole step, of several batches (Trainer).
             kwargs: output_attentions, output_hidden_states, output_boundaries, return_dict.
 
         Returns:
@@ -318,7 +318,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             use_cache=use_cache,
             reference=reference_positions(self.config, label_frames),
             return_dict=True,
-            **kwargs,
+            **without_text_inputs(kwargs),
         )
         hidden_states = outputs.last_hidden_state
         if labels is not None:

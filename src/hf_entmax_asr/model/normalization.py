@@ -5,6 +5,7 @@ length give what the whole gives. What needs the whole recording first has no su
 extractor.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,20 +25,21 @@ def unchanged(features: Tensor) -> Tensor:
 
 
 class GlobalMoments:
-    """Mean and variance normalisation by stored statistics."""
+    """Mean and variance normalisation by stored statistics; nothing gets below `lowest`."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std).clamp(min=STD_FLOOR)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], lowest: float = -math.inf):
+        self.mean, self.std, self.lowest = torch.tensor(mean), torch.tensor(std).clamp(min=STD_FLOOR), lowest
 
     def __call__(self, features: Tensor) -> Tensor:
-        return ((features - self.mean) / self.std).float()
+        return ((features - self.mean) / self.std).float().clamp(min=self.lowest)
 
 
 class RunningMoments:
-    """Mean and variance of the frames up to and including each one, beside `PRIOR_FRAMES` of the stored statistics."""
+    """Mean and variance of the frames up to and including each one, beside `PRIOR_FRAMES` of the stored statistics;
+    nothing gets below `lowest`."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        self.count = PRIOR_FRAMES
+    def __init__(self, mean: Sequence[float], std: Sequence[float], lowest: float = -math.inf):
+        self.count, self.lowest = PRIOR_FRAMES, lowest
         start = torch.tensor(mean, dtype=torch.float64)
         self.total = self.count * start
         self.squares = self.count * (start.square() + torch.tensor(std, dtype=torch.float64).square())
@@ -51,7 +53,7 @@ class RunningMoments:
         self.count, self.total, self.squares = self.count + len(x), total[-1], squares[-1]
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=STD_FLOOR)
-        return ((x - mean) / std).float()
+        return ((x - mean) / std).float().clamp(min=self.lowest)
 
 
 def scaled_log_mel(features: Tensor, maximum: Tensor) -> Tensor:

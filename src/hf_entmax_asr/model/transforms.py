@@ -5,6 +5,7 @@ in `TRANSFORMS` of the configuration, beside whatever it is to be configured by.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,15 +144,19 @@ class LearnedEntmax(AttentionTransform):
         """(H,) the learned factor of each head's scores; None where there is none."""
         return self.log_scale.float().exp() if hasattr(self, "log_scale") else None
 
-    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        factor = self.logit_scale()
+    def forward(self, scores: Tensor | None, mask: Tensor | None = None) -> Any:
+        """Without scores: α and the factor, for the fused form."""
+        alpha, factor = self.alpha(), self.logit_scale()
+        if scores is None:
+            return alpha, 1.0 if factor is None else factor
         if factor is not None:
             scores = scores * factor.to(scores.dtype).view(-1, 1, 1)
-        return entmax(scores, self.alpha().view(-1, 1, 1), mask=mask)
+        return entmax(scores, alpha.view(-1, 1, 1), mask=mask)
 
     def as_entmax(self) -> tuple[float | Tensor, float | Tensor]:
-        factor = self.logit_scale()
-        return self.alpha(), 1.0 if factor is None else factor
+        # By way of forward, before which Accelerate loads parameters that it has offloaded.
+        form: tuple[float | Tensor, float | Tensor] = self(None)
+        return form
 
 
 class TopkSoftmax(AttentionTransform):

@@ -70,7 +70,12 @@ class NotWhisperError(ValueError):
 
 
 def convert_whisper(
-    name_or_folder: str | Path, *, language: str | None = None, task: str = "transcribe", **settings: Any
+    name_or_folder: str | Path,
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    min_seconds: float = WINDOW_SECONDS,
+    **settings: Any,
 ) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
     """A recogniser that starts as a Whisper.
 
@@ -79,6 +84,8 @@ def convert_whisper(
             size, English or multilingual.
         language, task: what a multilingual one is asked for by default ("en", "zh", …; "transcribe" or "translate");
             English by default. `generate(language=…, task=…)` asks otherwise.
+        min_seconds: what shorter audio is padded to. 0, windows as long as the audio, is for what is to be trained
+            further: until then Whisper repeats itself in short windows.
         settings: of `EntmaxAsrConfig`; those of the architecture that Whisper fixes are refused. By default softmax
             and full cross-attention, so that nothing changes.
 
@@ -118,7 +125,7 @@ def convert_whisper(
     _put_weights(model, rename_weights(weights, model.state_dict()))
     model.generation_config = _generation_config(generation, config)
     extractor = EntmaxAsrFeatureExtractor(
-        kind="whisper", feature_size=config.num_mel_bins, cmvn="none", min_seconds=WINDOW_SECONDS
+        kind="whisper", feature_size=config.num_mel_bins, cmvn="none", min_seconds=min_seconds
     )
     return model, EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=text_tokenizer(tokenizer))
 

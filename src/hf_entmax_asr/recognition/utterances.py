@@ -11,6 +11,7 @@ import torch
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import read_corpus
+from hf_entmax_asr.error_messages import described
 from hf_entmax_asr.model.speech_features import SpeechFeatureExtractor
 from hf_entmax_asr.recognition.batches import cut_batches
 
@@ -23,8 +24,19 @@ class DataError(ValueError):
     """Data that cannot be used; the message counts and names the utterances."""
 
 
-def read_split(data: str, split: str, corpus: str = "folder", most: int | None = None) -> Any:
-    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`.
+def read_split(
+    data: str,
+    split: str,
+    corpus: str = "folder",
+    most: int | None = None,
+    lower_case: bool = False,
+    *,
+    empty_texts: bool = False,
+) -> Any:
+    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`; with texts in lower
+    case if asked, as data.lower_case of a recipe.
+
+    With `empty_texts` a folder may hold audio in which nothing is said; what is heard there counts as inserted.
 
     Raises:
         DataError: there is no such split, nothing in it, or damage.
@@ -32,11 +44,15 @@ def read_split(data: str, split: str, corpus: str = "folder", most: int | None =
     if most is not None and most < 1:
         raise DataError(f"{most} utterances are asked for; it must be at least 1")
     try:
-        rows = read_corpus(corpus, data, splits=[split]).splits[split]
-    except ValueError as error:
-        raise DataError(str(error)) from error
+        options = {"empty_texts": empty_texts} if corpus == "folder" else {}
+        rows = read_corpus(corpus, data, splits=[split], **options).splits[split]
+    except (OSError, ValueError) as error:
+        raise DataError(described(error)) from error
     if len(rows) == 0:
         raise DataError(f"the split {split!r} of {data} has no utterances")
+    if lower_case:
+        rows = rows.add_column("lower", [text.lower() for text in rows["text"]])
+        rows = rows.remove_columns("text").rename_column("lower", "text")
     return rows if most is None else rows.select(range(min(most, len(rows))))
 
 

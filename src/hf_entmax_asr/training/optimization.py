@@ -97,7 +97,9 @@ def learning_rate(schedule: ScheduleSection, peak: float, step: int, used: float
 def ramp(shares: tuple[float, float], used: float) -> float:
     """0 until the first of two shares of the budget, 1 from the second on, linear between them."""
     begin, end = shares
-    return 1.0 if used >= end else max(0.0, (used - begin) / (end - begin))
+    if used >= end:
+        return 1.0
+    return 0.0 if used <= begin else (used - begin) / (end - begin)
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
