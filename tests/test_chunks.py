@@ -128,7 +128,7 @@ def test_training_draws_chunks_and_evaluation_does_not():
     assert set(drawn) == {NO_CHUNKS, *(Chunks(size, left) for size in (2, 4) for left in (-1, 1))}
     assert 60 < drawn.count(NO_CHUNKS) < 140
     assert encoder_chunks(config, training=False) == NO_CHUNKS
-    assert encoder_chunks(config, training=True, size=3) == Chunks(3, -1)
+    assert encoder_chunks(config, training=True, asked={"encoder_chunk_size": 3}) == Chunks(3, -1)
     assert encoder_chunks(small_config(), training=True) == NO_CHUNKS
     model = small_model(chunk_training_rate=1.0, chunk_training_sizes=[2]).train()
     speech, mask = features()

@@ -109,7 +109,7 @@ def test_a_chunk_is_encoded_with_the_last_sample_that_it_needs(front_end, kind):
     needed = incremental.samples_for(5)
     ahead_ms = (needed - 5 * incremental.stride * extractor.hop_samples) / 16
     assert ahead_ms == (12.5 if kind == "whisper" else 15) + (10 if front_end == "whisper" else 0)
-    assert incremental.feed(samples[: needed - 1]) == []
+    assert list(incremental.feed(samples[: needed - 1])) == []
     (states,) = incremental.feed(samples[needed - 1 : needed])
     assert states.shape == (1, 5, 16)
 
@@ -122,7 +122,7 @@ def test_what_is_held_does_not_grow_where_the_left_context_is_bounded():
         incremental = IncrementalEncoder(model.get_encoder(), extractor, Chunks(4, left))
         held[left] = []
         for _ in range(12):
-            incremental.feed(torch.from_numpy(speech(4 * 640)))
+            list(incremental.feed(torch.from_numpy(speech(4 * 640))))
             held[left].append(incremental.numel)
     assert len(set(held[2][4:])) == 1
     assert held[-1][-1] > 3 * held[-1][2]
@@ -146,4 +146,4 @@ def test_a_learned_table_of_positions_says_where_it_ends():
     extractor = EntmaxAsrFeatureExtractor(feature_size=12, cmvn="none")
     incremental = IncrementalEncoder(model.get_encoder(), extractor, Chunks(4))
     with pytest.raises(ValueError, match="max_source_positions = 10"):
-        incremental.feed(torch.from_numpy(speech(16000)))
+        list(incremental.feed(torch.from_numpy(speech(16000))))

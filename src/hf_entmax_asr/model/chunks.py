@@ -5,7 +5,9 @@ ones too, and those of a number of chunks before it; never a later chunk. So wha
 is there, and each layer needs the keys and values of the chunks before it alone.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,12 +37,14 @@ def chunk_mask(chunks: Chunks, scores: Tensor, mask: Tensor | None = None) -> Te
     return allowed if mask is None else mask & allowed
 
 
-def encoder_chunks(config: EntmaxAsrConfig, training: bool, size: int | None = None, left: int | None = None) -> Chunks:
-    """What the encoder works in: as asked for, else in training drawn anew for each batch, else as configured.
+def encoder_chunks(config: EntmaxAsrConfig, training: bool, asked: Mapping[str, Any] = MappingProxyType({})) -> Chunks:
+    """What the encoder works in: as asked for (`encoder_chunk_size`, `encoder_left_chunks`, other names do not count),
+    else in training drawn anew for each batch, else as configured.
 
     Raises:
         ValueError: a size or a number of chunks that is none.
     """
+    size, left = asked.get("encoder_chunk_size"), asked.get("encoder_left_chunks")
     if size is None and training:
         if not config.chunk_training_rate or float(torch.rand(())) >= config.chunk_training_rate:
             return NO_CHUNKS

@@ -73,9 +73,7 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 
     def position_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
-        if attention_mask is None:
-            return None
-        return position_mask(attention_mask, self.config.frames_per_position)
+        return None if attention_mask is None else position_mask(attention_mask, self.config.frames_per_position)
 
     def _embedding_scale(self) -> float:
         """What features and embeddings are multiplied by before positions are added."""
@@ -103,22 +101,16 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(
-        self,
-        input_features: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_chunk_size: int | None = None,
-        encoder_left_chunks: int | None = None,
-        **kwargs: Any,
+        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple | BaseModelOutput:
-        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C); in chunks where
-        `encoder_chunk_size` says so, here or in the configuration."""
+        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C); in chunks, by the
+        configuration or the arguments encoder_chunk_size and encoder_left_chunks."""
         x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
         x = self.embed_positions(x * self._embedding_scale())
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
-        need_weights = self._needs_weights(kwargs)
-        chunks = encoder_chunks(self.config, self.training, encoder_chunk_size, encoder_left_chunks)
+        need_weights, chunks = self._needs_weights(kwargs), encoder_chunks(self.config, self.training, kwargs)
         for layer in self.layers:
             x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights, chunks=chunks)
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))

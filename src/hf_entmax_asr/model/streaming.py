@@ -8,6 +8,7 @@ Axes: B batch (1), H heads, N samples, T frames, F mel bins, S positions, C widt
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -114,18 +115,22 @@ class IncrementalEncoder:
         last_frame = positions * self.stride + ahead - 1
         return last_frame * extractor.hop_samples + extractor.window_samples - extractor.samples_before
 
-    @torch.no_grad()
-    def feed(self, samples: Tensor) -> list[Tensor]:
-        """(N,) float32 in [-1, 1] -> states (1, S, C) of each chunk that is complete now."""
+    def feed(self, samples: Tensor) -> Iterator[Tensor]:
+        """(N,) float32 in [-1, 1] -> states (1, S, C) of each chunk that is complete now, encoded when it is asked for.
+
+        Chunks that are not asked for come with the next call.
+        """
         self.samples += len(samples)
         self._waiting = torch.cat([self._waiting, samples])
-        states = []
+        return self._complete()
+
+    @torch.no_grad()
+    def _complete(self) -> Iterator[Tensor]:
         while self.samples >= (end := self.samples_for(self.positions + self.chunks.size)):
             count = end - self._features.samples
             frames = self._features.feed(self._waiting[:count])
             self._waiting = self._waiting[count:]
-            states.append(self._encode(frames, self.chunks.size))
-        return states
+            yield self._encode(frames, self.chunks.size)
 
     @torch.no_grad()
     def finish(self) -> Tensor:
