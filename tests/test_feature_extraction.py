@@ -342,7 +342,7 @@ def test_statistics_may_be_arrays():
         ({"hop_ms": float("nan")}, "hop_ms is nan"),
         ({"window_ms": 5}, "window_ms is 5; it must not be shorter than hop_ms, 10"),
         ({"version": 3}, "version is 3; this package knows 1 to 2"),
-        ({"cmvn": "speaker"}, "cmvn is 'speaker'; use 'utterance', 'global' or 'none'"),
+        ({"cmvn": "speaker"}, "cmvn is 'speaker'; use 'utterance', 'global', 'running' or 'none'"),
         ({"cmvn_mean": [0.0] * 80}, "give both or neither"),
         ({"cmvn_mean": [0.0] * 79, "cmvn_std": [1.0] * 80}, "cmvn_mean must be 80 finite numbers"),
         ({"cmvn_mean": [0.0] * 80, "cmvn_std": [float("inf")] * 80}, "cmvn_std must be 80 finite numbers"),

@@ -11,15 +11,28 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel
+from hf_entmax_asr.pretrained import convert_whisper
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
-from support.language_models import SENTENCES, WORDS, character_ngrams, needs_kenlm, recogniser, word_ngrams, write_arpa
+from support.language_models import (
+    SENTENCES,
+    WORDS,
+    byte_tokenizer,
+    character_ngrams,
+    make_ngrams,
+    needs_kenlm,
+    recogniser,
+    word_ngrams,
+    write_arpa,
+)
 from support.small_models import features
+from support.small_whisper import SHAPES, make_whisper
 
 pytestmark = needs_kenlm
 PAD, BOS, EOS, UNK = range(4)
 UNKNOWN_WORDS = 40
 WEIGHT, BONUS = 0.6, 0.25
 KINDS = ("characters, words", "characters, characters", "pieces, words", "pieces, characters", "no spaces, characters")
+BYTE_KINDS = ("bytes, words", "bytes, characters")
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +47,10 @@ def systems(tmp_path_factory) -> dict:
         "characters": train_character_tokenizer(SENTENCES),
         "pieces": train_bpe_tokenizer(SENTENCES, 16),
         "no spaces": train_character_tokenizer(SENTENCES, word_boundary=False),
+        "bytes": byte_tokenizer(SENTENCES),
     }
     assert any(len(piece) > 2 for piece in tokenizers["pieces"].get_vocab() if "▁" in piece)
-    pairs = (kind.split(", ") for kind in KINDS)
+    pairs = (kind.split(", ") for kind in (*KINDS, *BYTE_KINDS))
     return {f"{tokens}, {units}": (models[units], tokenizers[tokens]) for tokens, units in pairs}
 
 
@@ -56,7 +70,7 @@ def contribution(fusion: LanguageModelFusion, tokens: list[int], vocabulary: int
 
 def has_two_boundaries(tokenizer, tokens: list[int]) -> bool:
     names = tokenizer.convert_ids_to_tokens(tokens)
-    return any(a == "▁" and b.startswith("▁") for a, b in itertools.pairwise(names))
+    return any(a in ("▁", "Ġ") and b.startswith(a) for a, b in itertools.pairwise(names))
 
 
 def decode(tokenizer, tokens) -> str:
@@ -64,7 +78,7 @@ def decode(tokenizer, tokens) -> str:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(KINDS), st.lists(st.integers(4, 100), max_size=9), st.integers(0, 2))
+@given(st.sampled_from(KINDS + BYTE_KINDS), st.lists(st.integers(4, 100), max_size=9), st.integers(0, 2))
 def test_the_parts_of_all_tokens_sum_to_the_score_of_the_text(systems, kind, numbers, padding):
     fusion, tokenizer = make(systems, kind)
     size = len(tokenizer)
@@ -131,7 +145,7 @@ def test_an_unknown_token_spells_an_unknown_word(systems):
     assert contribution(fusion, tokens, len(tokenizer)) == pytest.approx(fusion.score("a\ufffd ba"), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + BYTE_KINDS)
 def test_hypotheses_follow_rows_that_are_reordered_repeated_and_dropped(systems, kind):
     fusion, tokenizer = make(systems, kind)
     random = torch.Generator().manual_seed(0)
@@ -144,6 +158,47 @@ def test_hypotheses_follow_rows_that_are_reordered_repeated_and_dropped(systems,
             ids = ids[:, :3]
         rows = torch.randint(len(ids), (1 + step % 5,), generator=random)
         ids = torch.cat([ids[rows], torch.randint(2, len(tokenizer), (len(rows), 1), generator=random)], 1)
+
+
+def test_bytes_are_paid_for_as_the_words_and_characters_that_they_begin(tmp_path):
+    """Two pieces of one character, each a byte of it."""
+    tokenizer = byte_tokenizer(SENTENCES)
+    spell = tokenizer.get_vocab()
+    words = NgramModel(write_arpa(tmp_path / "w.arpa", make_ngrams([["cab", "é"], ["中"]])), unknown_words=40)
+    fusion = LanguageModelFusion(words, tokenizer, weight=1.0)
+    first, second, other = spell["Ã"], spell["©"], spell["ä"]
+    text = [BOS, *tokenizer("cab").input_ids[:-1], spell["Ġ"]]
+    added = fusion(torch.tensor([text]), torch.zeros(1, len(tokenizer)))[0]
+    assert float(added[first]) == pytest.approx(float(added[other]))  # each the beginning of one word of three
+    assert float(added[second]) == pytest.approx(words.unknown)
+    assert contribution(fusion, [*text, first, second, EOS], len(spell)) == pytest.approx(fusion.score("cab é"))
+    characters = NgramModel(write_arpa(tmp_path / "c.arpa", make_ngrams([list("cab▁é"), ["中"]])), unknown_words=40)
+    fusion = LanguageModelFusion(characters, tokenizer, weight=1.0, insertion_bonus=0.5)
+    before = contribution(fusion, text, len(spell))
+    assert contribution(fusion, [*text, first], len(spell)) == pytest.approx(before)  # nothing is read yet
+    assert contribution(fusion, [*text, first, second, EOS], len(spell)) == pytest.approx(fusion.score("cab é"))
+    assert contribution(fusion, [*text, first, EOS], len(spell)) == pytest.approx(fusion.score("cab \ufffd"))
+
+
+def test_fusion_with_a_converted_whisper_takes_its_prompt_for_no_text(tmp_path):
+    model, processor = convert_whisper(make_whisper(tmp_path / "whisper", **SHAPES["multilingual"]))
+    tokenizer = processor.tokenizer
+    texts = [["the", "quick", "fox"], ["the", "lazy", "dog"]]
+    words = NgramModel(write_arpa(tmp_path / "w.arpa", make_ngrams(texts)), unknown_words=40)
+    fusion = LanguageModelFusion(words, tokenizer, weight=30.0)
+    given = [model.config.decoder_start_token_id, *model.config.decoder_prompt_ids]
+    added = fusion(torch.tensor([given]), torch.zeros(1, len(tokenizer)))
+    forbidden = set(tokenizer.added_tokens_decoder) - {tokenizer.eos_token_id}
+    assert forbidden <= set(added[0].isinf().nonzero().flatten().tolist())
+    assert tokenizer.get_vocab()["Ċ"] not in forbidden
+    assert math.isinf(float(added[0, tokenizer.get_vocab()["Ċ"]]))
+    inputs = processor(torch.randn(16000).numpy(), sampling_rate=16000)
+    model.generation_config.begin_suppress_tokens = None
+    for beams in (1, 3):
+        ids = FusedModel(model, fusion).generate(**inputs, num_beams=beams, max_new_tokens=20)
+        said = tokenizer.decode(ids[0], skip_special_tokens=True).split()
+        assert len(said) > 1
+        assert set(said[:-1]) <= {"the", "quick", "fox", "lazy", "dog"}
 
 
 # generate
@@ -183,7 +238,7 @@ def finished(sequence) -> list[int] | None:
     return tokens[: tokens.index(EOS) + 1] if EOS in tokens else None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + BYTE_KINDS)
 def test_greedy_scores_are_the_recognisers_plus_the_language_models(systems, kind):
     lengths = set()
     for seed in range(2):
@@ -213,7 +268,7 @@ def test_greedy_scores_are_the_recognisers_plus_the_language_models(systems, kin
     assert len(lengths) >= 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + BYTE_KINDS)
 def test_scores_of_beams_are_the_sum_computed_apart(systems, kind):
     lengths = set()
     for seed in range(2):

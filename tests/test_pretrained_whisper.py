@@ -17,10 +17,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration, pipeline
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrFeatureExtractor
+from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.prompts import prompt_ids
 from hf_entmax_asr.pretrained import NotWhisperError, convert_whisper, converted_card
+from hf_entmax_asr.recognition.inspection import analyze
 from support.small_models import small_model
 from support.small_whisper import SHAPES, make_whisper
+from support.tones import write_splits
 
 RATE = 16_000
 SPEECH, _ = soundfile.read(Path(__file__).parent / "speech.flac", dtype="float32")
@@ -262,3 +265,16 @@ def test_a_card_names_the_base_model_and_its_licence(english, tmp_path):
     assert metadata["license"] == "mit"
     assert "its\nlicence is that of Whisper's: mit." in card
     assert "not said in its card" in converted_card(str(english), model)
+
+
+def test_its_attention_can_be_analysed(english, tmp_path):
+    """Nothing is heard for the prompt: the decoder reads it, the heads of cross-attention are asked about the text."""
+    rows = load_folder(write_splits(tmp_path, test=3))["test"]
+    for settings in ({}, {"cross_attention": "monotonic"}):
+        model, processor = convert_whisper(english, min_seconds=0.0, **settings)
+        document = analyze(model, processor, rows)
+        tokens = sum(len(labels) for labels in processor.tokenizer(list(rows["text"])).input_ids)
+        assert document.utterances == 3
+        assert document.modules.keys() >= {"encoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"}
+        if settings:
+            assert document.monotonic.tokens == tokens

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import pipeline
 from transformers.utils.logging import disable_progress_bar
@@ -119,7 +120,7 @@ def travel(arguments: argparse.Namespace) -> None:
 def transcribe(checkpoint: Path, data: Path, file: Path) -> None:
     """A clip of the test split through transformers' pipeline."""
     row = load_folder(data)["test"][0]
-    recogniser = pipeline("automatic-speech-recognition", model=str(checkpoint), trust_remote_code=True)
+    recogniser: Any = pipeline("automatic-speech-recognition", model=str(checkpoint), trust_remote_code=True)
     heard = recogniser({"raw": read_audio(row["audio"], 16_000), "sampling_rate": 16_000})["text"]
     print(f"\nThrough transformers' pipeline, {row['id']}:\n  said:  {row['text'].lower()}\n  heard: {heard}")
     write_text_atomically(file, json.dumps({"id": row["id"], "said": row["text"], "heard": heard}, indent=1) + "\n")

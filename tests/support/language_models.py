@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hf_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.tokenization import SPECIAL_TOKENS
 from support.small_models import small_model
 
 NO_KENLM = importlib.util.find_spec("kenlm") is None
@@ -95,3 +98,21 @@ def recogniser(tokenizer, seed: int = 0) -> EntmaxAsrForConditionalGeneration:
         model.get_output_embeddings().weight[never_said] = 0.0
         model.get_output_embeddings().weight.mul_(0.4)
     return model
+
+
+def byte_tokenizer(texts: tuple[str, ...], symbols: str = "é中") -> PreTrainedTokenizerFast:
+    """Byte-level pieces as of a converted Whisper, with the special tokens in front and the bytes of a few symbols."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    (word, _), *_ = tokenizer.pre_tokenizer.pre_tokenize_str(symbols)
+    trainer = trainers.BpeTrainer(
+        vocab_size=28, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=list(word), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL_TOKENS, strict=True)),
+        clean_up_tokenization_spaces=False,
+    )

@@ -38,6 +38,8 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("batch", "heads", "queries", "keys", "width", "value_width")),
         ("causal", ctypes.c_int32),
         ("chunks", ctypes.c_int32),
+        ("chunk_size", ctypes.c_int32),
+        ("left_chunks", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("dropout", ctypes.c_float),
         ("seed", ctypes.c_uint64),
@@ -141,7 +143,7 @@ def _as_model(x: Tensor, rows: int) -> Tensor:
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::attend",
+    "hf_entmax_asr::attend_in_chunks",
     mutates_args=(),
     device_types="cpu",
     schema=f"({TENSORS}, {OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -160,7 +162,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::attend_backward",
+    "hf_entmax_asr::attend_in_chunks_backward",
     mutates_args=(),
     device_types="cpu",
     schema=f"(Tensor grad, {TENSORS}, {_KEPT_SCHEMA}, {OPTIONS}, bool for_alpha, bool for_bias) -> "
@@ -228,7 +230,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     *gradients, d_alpha, d_bias = attend_backward(grad, *arguments)
     if wanted.alpha:
         d_alpha = d_alpha.double().sum_to_size(inputs.alpha.shape)
-    every = (*gradients, d_alpha, None, d_bias, None, None, None, None, None)
+    every = (*gradients, d_alpha, None, d_bias, *(None,) * 7)
     return tuple(g if need else None for g, need in zip(every, needs, strict=True))
 
 
@@ -247,6 +249,7 @@ def _problem(inputs: AttentionInputs) -> tuple[_Problem, list[Tensor | None]]:
     width, value_width = inputs.query.shape[3], inputs.value.shape[3]
     problem = _Problem(batch, heads, queries, keys, width, value_width, inputs.is_causal)
     problem.scale, problem.dropout = inputs.scale, inputs.dropout_p
+    problem.chunk_size, problem.left_chunks = inputs.chunk_size, inputs.left_chunks
     problem.chunks = _chunks(batch * heads, queries)
     problem.seed = 0 if inputs.seed is None else int(inputs.seed)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (inputs.query, inputs.key, inputs.value))

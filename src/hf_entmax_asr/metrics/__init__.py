@@ -3,6 +3,7 @@
 errors            word and character errors, their alignments, the check for deletion collapse
 scores            both rates of a set of utterances
 significance      confidence intervals and the matched-pair test
+latency           how far text lags behind speech
 report            the aligned HTML page and the most frequent confusions
 evaluate_metrics  WER and CER as metrics of the library `evaluate`
 """
@@ -10,6 +11,15 @@ evaluate_metrics  WER and CER as metrics of the library `evaluate`
 from typing import Any
 
 from hf_entmax_asr.metrics.errors import Edit, ErrorCounts, align, count_edits, deletion_collapse, error_counts
+from hf_entmax_asr.metrics.latency import (
+    Lagging,
+    boundary_coverage,
+    first_token_delay,
+    lagging,
+    last_token_delay,
+    streamability,
+    token_emission_delays,
+)
 from hf_entmax_asr.metrics.report import confusions, html_report
 from hf_entmax_asr.metrics.scores import Scores
 from hf_entmax_asr.metrics.significance import (
@@ -30,19 +40,26 @@ __all__ = [
     "Edit",
     "ErrorCounts",
     "Interval",
+    "Lagging",
     "MatchedPairs",
     "Scores",
     "align",
     "bootstrap_difference",
     "bootstrap_interval",
+    "boundary_coverage",
     "confusions",
     "count_edits",
     "deletion_collapse",
     "error_counts",
     "error_segments",
+    "first_token_delay",
     "html_report",
+    "lagging",
+    "last_token_delay",
     "matched_pairs",
     "rate_standard_error",
+    "streamability",
+    "token_emission_delays",
 ]
 
 

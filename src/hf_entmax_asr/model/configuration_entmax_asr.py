@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups
+
 Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
 # What each name stands for: transforms.py.
@@ -90,6 +92,15 @@ class EntmaxAsrConfig(PreTrainedConfig):
             first layer of a group computes the map and holds it in memory; the others have values and an output
             projection alone, and drop weights out anew. `None`: each layer has its own map.
 
+    Encoding in chunks, so that text can be written while audio comes in (not in the paper; `docs/streaming.md`):
+        encoder_chunk_size (`int`): at inference, a position reads those of its own chunk of so many positions and of
+            the chunks before it; 0: all of the audio. It may be set on a living model, or for one call:
+            `generate(..., encoder_chunk_size=16)`.
+        encoder_left_chunks (`int`): how many chunks before its own a position reads; -1: all.
+        chunk_training_rate (`float`): share of the training batches that are encoded in chunks, so that one model
+            works at full context and at each chunk size.
+        chunk_training_sizes, chunk_training_left (`list[int]`): what size and left chunks are drawn from, evenly.
+
     Monotonic cross-attention (Sec. III-B):
         cross_attention (`str`): `"monotonic"` or `"full"`.
         first_monotonic_layer (`int`): decoder layers below it keep full cross-attention.
@@ -104,6 +115,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
             expected alignment), for inference.
         firing_rule (`str`): when a hard head stops: `"threshold"` (first energy >= 0) or `"cumulative"` (first
             position where 1 − Π(1 − p) >= 1/2 since the last stop).
+        monotonic_head_wait (`int` or `None`): with hard heads at inference, none stops more than so many positions
+            behind the leftmost of its layer, so that slow heads hold up no text (head-synchronous decoding, Inaguma et
+            al. 2020, arXiv 2005.09394); 0: all stop together. `None`: each stops where it will.
         head_drop (`float`): HeadDrop probability of a monotonic head, per utterance, in training.
 
     Head regularisation (Sec. III-B names an L1 term and gives no formula; all are our readings):
@@ -191,6 +205,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
     encoder_map_groups: list[int] | tuple[int, ...] | None = None
     decoder_map_groups: list[int] | tuple[int, ...] | None = None
 
+    encoder_chunk_size: int = 0
+    encoder_left_chunks: int = -1
+    chunk_training_rate: float | int = 0.0
+    chunk_training_sizes: list[int] | tuple[int, ...] = (8, 16, 32, 64)
+    chunk_training_left: list[int] | tuple[int, ...] = (-1,)
+
     cross_attention: str = "monotonic"
     first_monotonic_layer: int = 0
     monotonic_chunk_size: int | None = 1
@@ -200,6 +220,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     # These two are switched on a living model, where a slip of the pen would go unnoticed.
     monotonic_decoding: str = validated_field(one_of("hard", "soft"), default="hard")
     firing_rule: str = validated_field(one_of("threshold", "cumulative"), default="threshold")
+    monotonic_head_wait: int | None = None
     head_drop: float | int = 0.0
 
     head_regularizer: str = "none"
@@ -328,42 +349,21 @@ class EntmaxAsrConfig(PreTrainedConfig):
                 "for the ends use the transforms 'softmax' and 'sparsemax'."
             )
 
-    def validate_heads_per_layer(self) -> None:
-        """Refuses lists that do not fit the layers, and heads that were never there."""
-        for kind, side in (("encoder", "encoder"), ("decoder", "decoder"), ("cross", "decoder")):
-            counts, layers = getattr(self, f"{kind}_heads_per_layer"), getattr(self, f"{side}_layers")
-            if counts is None:
-                continue
-            most = self._all_heads(kind)
-            if len(counts) != layers or any(not 1 <= count <= most for count in counts):
-                raise ValueError(
-                    f"{kind}_heads_per_layer = {list(counts)} must hold one number for each of {side}_layers = "
-                    f"{layers}, between 1 and {side}_attention_heads = {most}; None gives every layer all heads."
-                )
-
-    def validate_map_groups(self) -> None:
-        """Refuses groups that do not cover the layers."""
-        for side in ("encoder", "decoder"):
-            sizes, layers = getattr(self, f"{side}_map_groups"), getattr(self, f"{side}_layers")
-            if sizes is None:
-                continue
-            if any(size < 1 for size in sizes) or sum(sizes) != layers:
-                raise ValueError(
-                    f"{side}_map_groups = {list(sizes)} must be sizes of at least 1 that add up to {side}_layers = "
-                    f"{layers}, not to {sum(sizes)}; None shares no map."
-                )
-            heads = [self.heads(side, layer) for layer in range(layers)]
-            if any(heads[self.map_layer(side, layer)] != heads[layer] for layer in range(layers)):
-                raise ValueError(
-                    f"{side}_heads_per_layer = {heads} differs within the groups of {side}_map_groups = {list(sizes)}: "
-                    "layers that share a map have equally many heads."
-                )
+    def validate_layers(self) -> None:
+        """Refuses heads and groups that do not fit the layers, and chunks that are none."""
+        check_heads_per_layer(self)
+        check_map_groups(self)
+        check_chunks(self)
 
     def validate_monotonic(self) -> None:
         """Refuses monotonic and head options that contradict each other."""
         if self.monotonic_chunk_size is not None and self.monotonic_chunk_size < 1:
             raise ValueError(
                 f"monotonic_chunk_size = {self.monotonic_chunk_size} must be at least 1, or None for infinite lookback."
+            )
+        if self.monotonic_head_wait is not None and self.monotonic_head_wait < 0:
+            raise ValueError(
+                f"monotonic_head_wait = {self.monotonic_head_wait} must be 0 or more, or None for no limit."
             )
         if self.energy_noise_std < 0:
             raise ValueError(f"energy_noise_std = {self.energy_noise_std} must not be negative.")

@@ -15,7 +15,16 @@ from transformers import AutoFeatureExtractor
 from transformers.utils import logging
 
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .log_mel import HOP_SAMPLES, SAMPLING_RATE, WINDOW_SAMPLES, log_mel, log_mel_frames, scale_log_mel
+from .log_mel import HOP_SAMPLES, SAMPLING_RATE, WINDOW_SAMPLES, log_mel, log_mel_frames, windows_log_mel
+from .normalization import (
+    STD_FLOOR,
+    GlobalMoments,
+    Normalizer,
+    RunningMaximum,
+    RunningMoments,
+    scaled_log_mel,
+    unchanged,
+)
 from .speech_features import INT16_SCALE, Counts, SpeechFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -24,7 +33,6 @@ PREEMPHASIS = 0.97
 LOWEST_FREQUENCY_HZ = 20
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # where Kaldi cuts off before the logarithm
 SILENT = math.log(MEL_FLOOR) + 1e-3  # a bin of digital zeros is no higher
-STD_FLOOR = 1e-5  # a bin that never moves in an utterance becomes 0, not 0 / 0
 LATEST_VERSION = 2
 FAINTER = math.log(1e4)  # 40 dB: in frames so much below the loudest, no speech is heard beside it
 CLICK_FRAMES = 5  # louder ones than these may be a click; 50 ms of speech are not
@@ -80,8 +88,9 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         hop_ms: time from one frame to the next.
         window_ms: length of the Povey window; not shorter than ``hop_ms``.
         cmvn: "utterance" subtracts each recording's own mean per bin and divides by its own standard deviation, over
-            its real frames; "global" does the same with stored statistics (see `fit_global_cmvn`), as streaming needs;
-            "none" leaves the logarithms as they are.
+            its real frames; "global" does the same with stored statistics (see `fit_global_cmvn`); "running" with those
+            of the frames up to each one, beside one second of the stored ones; "none" leaves the logarithms as they
+            are. Streaming takes all but "utterance".
         cmvn_mean, cmvn_std: the stored statistics, F numbers each. They are saved with the extractor.
         padding_value: what padded frames hold, after normalisation; 0 is the mean.
         kind: "kaldi" or "whisper". Whisper's are scaled by each recording's maximum and fixed in all but
@@ -92,6 +101,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             of the recording), and nothing lies more than 4 standard deviations below the mean: silence before, within
             or behind speech, be it digital zeros or faint noise, changes nothing in the frames of the speech. 1 takes
             them over all frames, without bound; extractors that were saved without a version have it.
+        maximum: what Whisper's features are scaled by: the "utterance"'s, as Whisper does, or the "running" one, of
+            the frames up to each (see `RunningMaximum`), which is the rule of streaming.
 
     Raises:
         ValueError: a setting is out of range; the message names it, its value and the limit.
@@ -116,12 +127,14 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         kind: str = "kaldi",
         min_seconds: float = 0.0,
         version: int = LATEST_VERSION,
+        maximum: str = "utterance",
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.kind = kind
         self.min_seconds = min_seconds
         self.version = version
+        self.maximum = maximum
         self.hop_ms = hop_ms
         self.window_ms = window_ms
         self.cmvn = cmvn
@@ -161,8 +174,10 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         if not (math.isfinite(self.min_seconds) and self.min_seconds >= 0):
             raise ValueError(f"min_seconds is {self.min_seconds}; it must be a finite number, 0 or more.")
         self._validate_kind()
-        if self.cmvn not in ("utterance", "global", "none"):
-            raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global' or 'none'.")
+        if self.cmvn not in ("utterance", "global", "running", "none"):
+            raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global', 'running' or 'none'.")
+        if self.maximum not in ("utterance", "running"):
+            raise ValueError(f"maximum is {self.maximum!r}; use 'utterance' or 'running'.")
         if (self.cmvn_mean is None) != (self.cmvn_std is None):
             raise ValueError("cmvn_mean and cmvn_std belong together: give both or neither.")
         for name, values in (("cmvn_mean", self.cmvn_mean), ("cmvn_std", self.cmvn_std)):
@@ -201,9 +216,15 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         return self.window_samples
 
     @property
+    def samples_before(self) -> int:
+        """How many samples before sample ``hop_samples`` · t the window of frame t begins: before the audio stands its
+        own beginning, mirrored."""
+        return self.window_samples // 2 if self.kind == "whisper" else 0
+
+    @property
     def needs_statistics(self) -> bool:
-        """Whether ``cmvn`` is "global"."""
-        return self.cmvn == "global"
+        """Whether ``cmvn`` is "global" or "running"."""
+        return self.cmvn in ("global", "running")
 
     def num_frames(self, num_samples: Counts) -> Counts:
         """The number of frames T that a recording of ``num_samples`` gives, at least 1; or an array of them."""
@@ -232,10 +253,17 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             waveform = torch.nn.functional.pad(waveform, (0, silence))
         if self.kind == "whisper":
             return log_mel(waveform, self.feature_size, mirror_end=self.min_seconds > 0)
-        window, filters = _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
         missing = self.window_samples - waveform.shape[0]
         if missing > 0:
             waveform = torch.nn.functional.pad(waveform, (0, missing))
+        return self.windows_log_mel(waveform)
+
+    @torch.no_grad()
+    def windows_log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Frames of the whole windows of a piece of audio, before normalisation: (samples,) -> (T, F) float32."""
+        if self.kind == "whisper":
+            return windows_log_mel(waveform, self.feature_size)
+        window, filters = _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
         frames = waveform.unfold(0, self.window_samples, self.hop_samples)  # (T, N), a view
         features = waveform.new_empty(frames.shape[0], self.feature_size)  # (T, F)
         blocks = zip(frames.split(FRAMES_PER_BLOCK), features.split(FRAMES_PER_BLOCK), strict=True)
@@ -250,25 +278,21 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
 
     @torch.no_grad()
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean and variance normalisation (``cmvn``) of one recording's real frames: (T, F) -> (T, F) float32.
+        """Mean and variance normalisation (``cmvn``) of one recording's real frames: (T, F) -> (T, F) float32; of
+        Whisper's, scaling by the maximum.
 
         Raises:
-            ValueError: ``cmvn`` is "global" and no statistics are stored.
+            ValueError: ``cmvn`` needs stored statistics and there are none.
         """
-        if self.kind == "whisper":
-            return scale_log_mel(features)
-        if self.cmvn == "none":
-            return features
-        if self.cmvn == "global":
-            if self.cmvn_mean is None or self.cmvn_std is None:
-                raise ValueError("cmvn is 'global' but there are no statistics yet: call fit_global_cmvn(waveforms).")
-            mean, std = torch.tensor(self.cmvn_mean), torch.tensor(self.cmvn_std)
-        else:
-            heard = features[self._sounds(features)]  # (frames that sound, F)
-            if not len(heard):
-                return torch.full_like(features, LOWEST)
-            # float64, so that a bin which never moves has a variance of exactly 0.
-            std, mean = torch.std_mean(heard.double(), dim=0, correction=0)
+        if self.kind == "whisper" and self.maximum == "utterance":
+            return scaled_log_mel(features, features.max())
+        if self.cmvn != "utterance":
+            return self.normalizer()(features)
+        heard = features[self._sounds(features)]  # (frames that sound, F)
+        if not len(heard):
+            return torch.full_like(features, LOWEST)
+        # float64, so that a bin which never moves has a variance of exactly 0.
+        std, mean = torch.std_mean(heard.double(), dim=0, correction=0)
         if self.version == 1:
             return ((features - mean) / std.clamp(min=STD_FLOOR)).float()
         return ((features - mean) / std.clamp(min=GLOBAL_STD_FLOOR)).float().clamp(min=LOWEST)
@@ -286,8 +310,31 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         """As in transformers; what was saved before there were versions is of the first."""
         return super().from_dict({"version": 1, **feature_extractor_dict}, **kwargs)
 
+    def normalizer(self) -> Normalizer:
+        """A fresh function that normalises one recording piece by piece, as streaming does. Whisper's features it
+        scales by the running maximum, whatever `maximum` says.
+
+        Raises:
+            ValueError: ``cmvn`` is "utterance", or needs stored statistics and there are none.
+        """
+        if self.kind == "whisper":
+            return RunningMaximum()
+        if self.cmvn == "none":
+            return unchanged
+        if self.cmvn == "utterance":
+            raise ValueError(
+                "cmvn is 'utterance', which is known only at the end of a recording, so audio cannot be normalised as "
+                "it comes in. Train with features.cmvn=global (or running); or, for a model at hand, set "
+                "feature_extractor.cmvn = 'running' after fit_global_cmvn(waveforms), which costs accuracy."
+            )
+        if self.cmvn_mean is None or self.cmvn_std is None:
+            raise ValueError(f"cmvn is {self.cmvn!r} but there are no statistics yet: call fit_global_cmvn(waveforms).")
+        lowest = -math.inf if self.version == 1 else LOWEST
+        return (GlobalMoments if self.cmvn == "global" else RunningMoments)(self.cmvn_mean, self.cmvn_std, lowest)
+
     def fit_global_cmvn(self, waveforms: Iterable[Any], sampling_rate: int | None = None) -> int:
-        """Measure the mean and standard deviation of every mel bin over all frames, store them, set cmvn to "global".
+        """Measure the mean and standard deviation of every mel bin over all frames, store them, set cmvn to "global"
+        unless it is "running".
 
         Args:
             waveforms: recordings as in `__call__`, read one at a time (a generator will do).
@@ -320,7 +367,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
                 f"Mel bins {still} hardly move in these {count} frames; their standard deviation is set to "
                 f"{GLOBAL_STD_FLOOR}. Is the audio silent, or was it upsampled from a lower rate?"
             )
-        self.cmvn, self.cmvn_mean, self.cmvn_std = "global", mean.tolist(), std.clamp(min=GLOBAL_STD_FLOOR).tolist()
+        self.cmvn = "running" if self.cmvn == "running" else "global"
+        self.cmvn_mean, self.cmvn_std = mean.tolist(), std.clamp(min=GLOBAL_STD_FLOOR).tolist()
         return count
 
 

@@ -10,9 +10,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
 
 from .cache import make_cache
+from .chunks import Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .generation_inputs import NO_LIMIT, EndWithAudio, check_cache, check_source, most_tokens
+from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
+from .sessions import StreamSession
 
 
 def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:
@@ -69,13 +72,15 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
         encoder_outputs = kwargs.get("encoder_outputs")
+        chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
         check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
-        needs_states = wants_boundaries or language == DETECT
+        needs_states = wants_boundaries or language == DETECT or any(value is not None for value in chunks.values())
         if encoder_outputs is None and features is not None and needs_states:
             encoder_outputs = self.get_encoder()(
                 features,
                 attention_mask=kwargs.get("attention_mask"),
+                **chunks,
                 output_attentions=settings.output_attentions,
                 output_hidden_states=settings.output_hidden_states,
                 return_dict=True,
@@ -115,6 +120,65 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 encoder_outputs=(states.repeat_interleave(repeats, 0),),
             )
         return result
+
+    def stream(
+        self,
+        processor: Any,
+        chunk_ms: float = 640,
+        left_chunks: int = -1,
+        *,
+        num_beams: int = 1,
+        pause_ms: float | None = None,
+        longest_seconds: float = 25.0,
+        language: str | None = None,
+        task: str | None = None,
+        tokens_per_second: float = 30.0,
+    ) -> StreamSession:
+        """A session that writes text while audio comes in: `docs/streaming.md`.
+
+        Args:
+            processor: of this model.
+            chunk_ms: audio that the encoder takes in at a time; a multiple of the time from position to position.
+            left_chunks: chunks before it that a chunk reads in the encoder; -1: all. Bounded ones bound what is held.
+            num_beams: 1. A beam may change its mind about what was written.
+            pause_ms: a pause so long ends an utterance, and the next one begins anew; None: all audio is one utterance,
+                as in `generate`.
+            longest_seconds: with `pause_ms`, an utterance is cut at the best place before it is longer than that.
+            language, task: as in `generate`, but for "auto".
+            tokens_per_second: more than that is a loop, and waits for more audio.
+
+        Raises:
+            ValueError: a model that must hear the end before it can write, features that need it, impossible values.
+        """
+        if num_beams != 1:
+            raise ValueError(
+                f"num_beams = {num_beams}: a session writes greedily, because beams change what they wrote. Set "
+                "num_beams=1, or use generate with encoder_chunk_size for the whole audio."
+            )
+        if language == DETECT:
+            raise ValueError(f"language = {DETECT!r} needs the whole audio: name the language.")
+        extractor = processor.feature_extractor
+        position_ms = 1000 * extractor.seconds_per_frame * self.config.frames_per_position
+        size = round(chunk_ms / position_ms)
+        if size < 1 or abs(size * position_ms - chunk_ms) > 1e-6:
+            raise ValueError(
+                f"chunk_ms = {chunk_ms} must be a multiple of {position_ms:g} ms, the time from one encoder position "
+                f"to the next: {max(1, size) * position_ms:g} is the nearest."
+            )
+        if left_chunks < -1:
+            raise ValueError(f"left_chunks = {left_chunks} must be at least 0, or -1 for all.")
+        prompt = list(self.config.decoder_prompt_ids)
+        if language is not None or task is not None:
+            prompt = prompt_ids(self.generation_config, language, task)
+        rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
+        return StreamSession(
+            self,
+            processor,
+            Chunks(size, left_chunks),
+            pause_rule=rule,
+            prompt=prompt,
+            tokens_per_second=tokens_per_second,
+        )
 
     def _prompt(
         self,

@@ -1,6 +1,7 @@
 """Penalties on where monotonic heads stop, in training: functions of the expected alignment alone."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ def delay_behind_pace(stop: Tensor, source_lengths: Tensor, target_mask: Tensor)
     return ((stop + 1) / source_lengths[:, None, None] - due).clamp(min=0)
 
 
-def distance_from_window(stop: Tensor, reference: Tensor, window: tuple[float | None, float | None]) -> Tensor:
+def distance_from_window(stop: Tensor, reference: Tensor, window: Sequence[float | None]) -> Tensor:
     """How far stops (B, H, U) lie outside [reference − before, reference + after], in positions; references (B, U).
 
     Args:

@@ -64,7 +64,8 @@ class MonotonicAttention(MultiHeadAttention):
         """
         query = self.heads_of(self.q_proj, hidden_states) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
-        if self._reads_hard() and self.config.monotonic_chunk_size == 1 and not need_weights:
+        alone = self.config.monotonic_chunk_size == 1 and self.config.monotonic_head_wait is None
+        if self._reads_hard() and alone and not need_weights:
             start = self._first_start(cache, past_tokens)
             context, stops = hard_reading(
                 query, key, value, self.energy_bias, start, source_mask, self.config.firing_rule
@@ -103,6 +104,23 @@ class MonotonicAttention(MultiHeadAttention):
             cache.window_keys = window_key
         return key, value, window_key
 
+    def take_in(self, source: Tensor, cache: MonotonicLayer, more: bool) -> None:
+        """Appends what this layer reads of the states (B, S, C) that follow those in its cache.
+
+        With `more` to come, one position of zeros stands behind them: a head that finds no place to stop stops there
+        and not at the last position, as it does where the audio ends. It makes room for the next states.
+        """
+        key, value, window_key = self._keys_and_values(source, None)
+        if cache.get_seq_length() > 0:
+            key = torch.cat([cache.keys[:, :, :-1], key], 2)  # type: ignore[index]
+            value = torch.cat([cache.values[:, :, :-1], value], 2)  # type: ignore[index]
+            if window_key is not None:
+                window_key = torch.cat([cache.window_keys[:, :, :-1], window_key], 2)  # type: ignore[index]
+        if more:
+            key, value = nn.functional.pad(key, (0, 0, 0, 1)), nn.functional.pad(value, (0, 0, 0, 1))
+            window_key = None if window_key is None else nn.functional.pad(window_key, (0, 0, 0, 1))
+        cache.replace(key, value, window_key)
+
     def _output(self, hidden_states: Tensor, context: Tensor) -> Tensor:
         """What the heads read (B, H, U, D), as the update of the hidden states (B, U, C)."""
         context = context * self._head_scale(hidden_states)
@@ -133,7 +151,9 @@ class MonotonicAttention(MultiHeadAttention):
         rule = self.config.firing_rule
         alignment = boundary = None
         if self._reads_hard():
-            boundary = hard_stops(energy, self._first_start(cache, past_tokens), source_mask, rule)
+            start, wait = self._first_start(cache, past_tokens), self.config.monotonic_head_wait
+            active = self.active_heads() if wait is not None and hasattr(self, "gate") else None
+            boundary = hard_stops(energy, start, source_mask, rule, wait, active)
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
             start = cache.state(past_tokens) if cache is not None else None
@@ -165,9 +185,9 @@ class MonotonicAttention(MultiHeadAttention):
         self,
         energy: Tensor,
         alignment: Tensor | None,
-        source_mask: Tensor | None,
-        target_mask: Tensor | None,
-        reference: Tensor | None,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> Tensor | None:
         """The head regulariser of this layer, unweighted (see `EntmaxAsrConfig.head_regularizer`)."""
         if self.layer_idx not in self.config.head_regularizer_layers or alignment is None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .chunks import NO_CHUNKS, Chunks, chunk_mask
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
 from .entmax_attention import entmax_attention
@@ -47,6 +48,7 @@ class AttentionTransform(nn.Module):
         scale: float,
         dropout_p: float = 0.0,
         need_weights: bool = False,
+        chunks: Chunks = NO_CHUNKS,
     ) -> tuple[Tensor, Tensor | None]:
         """dropout(transform(query keyᵀ · scale + bias)) value: (B, H, T, D), and the weights before dropout
         (B, H, T, S) if they are needed: without them, α-entmax attention need not hold them.
@@ -57,6 +59,7 @@ class AttentionTransform(nn.Module):
             bias: floating, broadcastable to (B, H, T, S).
             scale: of the scores.
             dropout_p: rate of dropout on the weights; the caller passes 0 outside training.
+            chunks: a query reads its chunk and some before it alone, besides what `mask` says.
         """
         form = None if need_weights else self.as_entmax()
         if form is not None:
@@ -72,9 +75,11 @@ class AttentionTransform(nn.Module):
                 None if bias is None else bias * factor,  # it is a part of the scores
                 scale=scale if isinstance(factor, Tensor) else scale * factor,
                 dropout_p=dropout_p,
+                chunks=chunks,
             )
             return context, None
         scores = query * scale @ key.transpose(-1, -2)  # scaled before, for float16's range
+        mask = chunk_mask(chunks, scores, mask)
         weights = self(scores if bias is None else scores + bias.to(scores.dtype), mask)
         return apply_weights(weights, value, dropout_p), weights
 
@@ -183,6 +188,15 @@ def make_transform(name: str, config: EntmaxAsrConfig, num_heads: int) -> Attent
     if name not in TRANSFORM_CLASSES:
         raise ValueError(f"{name!r} is no transform. Use one of: {', '.join(TRANSFORM_CLASSES)}.")
     return TRANSFORM_CLASSES[name](config, num_heads)
+
+
+def learned_alphas(model: nn.Module) -> dict[str, Tensor]:
+    """The α (H,) of every attention module of a recogniser that learns it, by name, detached."""
+    return {
+        name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
+        for name, module in model.named_modules()
+        if isinstance(module, LearnedEntmax)
+    }
 
 
 def mean_density(model: nn.Module) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 estimation  text -> ARPA file, by KenLM's lmplz or IRSTLM
 scoring     ARPA file -> log probabilities, by KenLM (needs the extra `lm`)
+spelling    how tokens spell words or characters, of pieces and of bytes
 fusion      log probabilities -> the scores of `generate`
 options     --lm and its companions, for the programs in scripts/
 """

@@ -14,9 +14,11 @@ def check_spelling(model: NgramModel, tokenizer: Any) -> None:
     Raises:
         LanguageModelError: with the share, words, and what is most often wrong, the case.
     """
+    if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):
+        return  # pieces of bytes, which spell everything
     likeliest = sorted(model.unigrams, key=lambda unit: -model.unigrams[unit])[:WORDS_TRIED]
     unknown = tokenizer.unk_token_id
-    spelled = [unit for unit in likeliest if unknown is None or unknown not in tokenizer(unit).input_ids]
+    spelled = [unit for unit in likeliest if unknown not in tokenizer(unit).input_ids]
     if len(spelled) >= SPELLED_AT_LEAST * len(likeliest):
         return
     strange = [unit for unit in likeliest if unit not in spelled]

@@ -13,9 +13,7 @@ sum above is exact, and a search that looks one token ahead is not surprised at 
 """
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -25,166 +23,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from hf_entmax_asr.ngram_lm.fit import check_spelling
-from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel, State
-from hf_entmax_asr.tokenization import WORD_BOUNDARY
+from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel
+from hf_entmax_asr.ngram_lm.spelling import Hypothesis, SpelledCharacters, SpelledWords, Tokens, Vector
 
-FOREIGN = "\N{REPLACEMENT CHARACTER}"  # what <unk> spells: a character that no word has
-VECTORS_KEPT = 4096
 FIRST_CANDIDATES = 4  # times the candidates asked for are scored to find the level that others must reach
-
-Vector = np.ndarray
-
-
-@dataclass(frozen=True)
-class _Hypothesis:
-    """What the language model must know of a hypothesis to go on from it.
-
-    Attributes:
-        state: before the word (or character) that comes.
-        word: letters of the word so far, for a word model.
-        begun: whether there has been a character.
-        after_boundary: whether the last token is a word boundary and nothing else.
-        ended: whether the last token is the end.
-    """
-
-    state: State
-    word: str = ""
-    begun: bool = False
-    after_boundary: bool = False
-    ended: bool = False
-
-
-class _Tokens:
-    """What each token spells: text without the word boundary, and whether a boundary stands before it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        self.end = int(tokenizer.eos_token_id)
-        silent = {tokenizer.pad_token_id, tokenizer.bos_token_id, self.end}
-        self.silent = [index in silent for index in range(len(names))]
-        names = [FOREIGN if index == tokenizer.unk_token_id else name for index, name in enumerate(names)]
-        spelled = ["" if quiet else name for quiet, name in zip(self.silent, names, strict=True)]
-        self.bounded = [name.startswith(WORD_BOUNDARY) for name in spelled]
-        self.texts = [name.removeprefix(WORD_BOUNDARY) for name in spelled]
-        inner = [name for name in spelled if WORD_BOUNDARY in name[1:]]
-        if inner:
-            raise LanguageModelError(f"the token {inner[0]!r} spells more than one word; no language model can follow")
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-class _LatestValues:
-    """The latest vectors of a function of one hashable argument."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function, self.values = function, OrderedDict[Any, Any]()
-
-    def __call__(self, key: Any) -> Any:
-        if key in self.values:
-            self.values.move_to_end(key)
-        else:
-            self.values[key] = self.function(key)
-            if len(self.values) > VECTORS_KEPT:
-                self.values.popitem(last=False)
-        return self.values[key]
-
-
-class _SpelledCharacters:
-    """A character model: each token is the characters that it spells."""
-
-    def __init__(self, model: NgramModel, tokens: _Tokens) -> None:
-        self.model, self.tokens = model, tokens
-        self._known = _LatestValues(lambda key: np.full(len(tokens), np.nan, dtype=np.float32))
-        every = range(len(tokens))
-        self._lengths = [np.array([len(self._characters(t, begun)) for t in every], np.float32) for begun in (0, 1)]
-
-    def _characters(self, token: int, begun: bool | int) -> str:
-        boundary = WORD_BOUNDARY if self.tokens.bounded[token] and begun else ""  # none before the first character
-        return boundary + self.tokens.texts[token]
-
-    def step(self, hypothesis: _Hypothesis, token: int) -> _Hypothesis:
-        state, characters = hypothesis.state, self._characters(token, hypothesis.begun)
-        for character in characters:
-            state, _ = self.model.advance(state, character)
-        return replace(hypothesis, state=state, begun=hypothesis.begun or bool(characters))
-
-    def lengths(self, hypothesis: _Hypothesis) -> Vector:
-        return self._lengths[hypothesis.begun]
-
-    def logs(self, hypothesis: _Hypothesis, wanted: Vector | None = None) -> Vector:
-        """log q of each token; those that are not wanted may be NaN."""
-        logs = self._known((hypothesis.state, hypothesis.begun))
-        missing = np.flatnonzero(np.isnan(logs)) if wanted is None else wanted[np.isnan(logs[wanted])]
-        for token in missing.tolist():
-            logs[token] = self._log(hypothesis, token)
-        return logs
-
-    def _log(self, hypothesis: _Hypothesis, token: int) -> float:
-        if token == self.tokens.end:
-            return self.model.end(hypothesis.state)
-        state, total = hypothesis.state, 0.0
-        for character in self._characters(token, hypothesis.begun):
-            state, score = self.model.advance(state, character)
-            total += score
-        return total
-
-
-class _SpelledWords:
-    """A word model: tokens spell words, paid for in advance and settled at their ends."""
-
-    def __init__(self, model: NgramModel, tokens: _Tokens) -> None:
-        if not any(tokens.bounded):
-            raise LanguageModelError(
-                f"{model.path} is a model of words, but the tokenizer marks no word boundaries ({WORD_BOUNDARY}); "
-                "train one with unit='character'"
-            )
-        self.model, self.tokens = model, tokens
-        begun: dict[str, float] = {}
-        for word, score in model.unigrams.items():
-            for length in range(len(word) + 1):
-                begun[word[:length]] = begun.get(word[:length], 0.0) + math.exp(score)
-        self._begun = {prefix: math.log(mass / begun[""]) for prefix, mass in begun.items() if mass > 0}
-        self._bounded = np.array(tokens.bounded)
-        self._nothing = np.zeros(len(tokens), dtype=np.float32)
-        self._ending = (self._bounded | (np.arange(len(tokens)) == tokens.end)).astype(np.float32)
-        self._first = np.array([self._ahead(text) for text in tokens.texts], dtype=np.float32)
-        self._following = _LatestValues(self._vector)
-        self._ends = _LatestValues(lambda key: model.advance(*key))
-
-    def _ahead(self, prefix: str) -> float:
-        """What has been paid for a word that begins so: log of the share of words (by unigram) that do."""
-        return self._begun.get(prefix, self.model.unknown)
-
-    def _vector(self, word: str) -> Vector:
-        """What each token without a boundary adds to the payment for a word."""
-        paid = self._ahead(word)
-        texts = zip(self.tokens.texts, self.tokens.bounded, strict=True)
-        ahead = [0.0 if bounded or not text else self._ahead(word + text) - paid for text, bounded in texts]
-        return np.array(ahead, dtype=np.float32)
-
-    def _settled(self, hypothesis: _Hypothesis) -> tuple[State, float]:
-        """State behind the word so far, and what is still to pay for it."""
-        if not hypothesis.word:
-            return hypothesis.state, 0.0
-        state, score = self._ends((hypothesis.state, hypothesis.word))
-        return state, score - self._ahead(hypothesis.word)
-
-    def step(self, hypothesis: _Hypothesis, token: int) -> _Hypothesis:
-        text = self.tokens.texts[token]
-        if not self.tokens.bounded[token]:
-            return replace(hypothesis, word=hypothesis.word + text)
-        return replace(hypothesis, state=self._settled(hypothesis)[0], word=text)
-
-    def lengths(self, hypothesis: _Hypothesis) -> Vector:
-        return self._ending if hypothesis.word else self._nothing
-
-    def logs(self, hypothesis: _Hypothesis, wanted: Vector | None = None) -> Vector:
-        """What each token adds to the payment; all are given, wanted or not."""
-        state, due = self._settled(hypothesis)
-        logs = np.where(self._bounded, self._first + np.float32(due), self._following(hypothesis.word))
-        logs[self.tokens.end] = due + self.model.end(state)
-        return logs
 
 
 class LanguageModelFusion(LogitsProcessor):
@@ -233,11 +75,11 @@ class LanguageModelFusion(LogitsProcessor):
             )
         check_spelling(model, tokenizer)
         self.model, self.weight, self.insertion_bonus, self.candidates = model, weight, insertion_bonus, candidates
-        self._tokens = _Tokens(tokenizer)
-        kind = _SpelledWords if model.unit == "word" else _SpelledCharacters
-        self._speller: _SpelledWords | _SpelledCharacters = kind(model, self._tokens)
-        self._start = _Hypothesis(model.start())
-        self._hypotheses: dict[tuple[int, ...], _Hypothesis] = {}
+        self._tokens = Tokens(tokenizer)
+        kind = SpelledWords if model.unit == "word" else SpelledCharacters
+        self._speller: SpelledWords | SpelledCharacters = kind(model, self._tokens)
+        self._start = Hypothesis(model.start())
+        self._hypotheses: dict[tuple[int, ...], Hypothesis] = {}
         self._nothing = np.zeros(len(self._tokens), dtype=np.float32)
         self._never = np.array(self._tokens.silent) & (np.arange(len(self._tokens)) != self._tokens.end)
         self._bounded = np.array(self._tokens.bounded)
@@ -253,7 +95,7 @@ class LanguageModelFusion(LogitsProcessor):
                 f"the model scores {scores.shape[1]} tokens, but the tokenizer has {len(self._tokens)}: they do not "
                 "belong together"
             )
-        hypotheses: dict[tuple[int, ...], _Hypothesis] = {}
+        hypotheses: dict[tuple[int, ...], Hypothesis] = {}
         rows = [tuple(row) for row in input_ids.tolist()]
         for row in rows:
             if row not in hypotheses:
@@ -273,7 +115,7 @@ class LanguageModelFusion(LogitsProcessor):
         units = self.model.units(text)
         return self.weight * self.model.log_probability(text) + self.insertion_bonus * len(units)
 
-    def _step(self, hypothesis: _Hypothesis, token: int) -> _Hypothesis:
+    def _step(self, hypothesis: Hypothesis, token: int) -> Hypothesis:
         if hypothesis.ended or token >= len(self._tokens):
             return hypothesis
         if token == self._tokens.end:
@@ -283,7 +125,7 @@ class LanguageModelFusion(LogitsProcessor):
         after_boundary = self._tokens.bounded[token] and not self._tokens.texts[token]
         return replace(self._speller.step(hypothesis, token), after_boundary=after_boundary)
 
-    def _added(self, hypothesis: _Hypothesis, scores: Vector) -> Vector:
+    def _added(self, hypothesis: Hypothesis, scores: Vector) -> Vector:
         """The language model's part for the next token (V,), where the recogniser's is `scores` (V,)."""
         if hypothesis.ended:
             return self._nothing
@@ -299,7 +141,7 @@ class LanguageModelFusion(LogitsProcessor):
         added[never] = -np.inf
         return added
 
-    def _candidates(self, hypothesis: _Hypothesis, ceilings: Vector) -> Vector:
+    def _candidates(self, hypothesis: Hypothesis, ceilings: Vector) -> Vector:
         """Tokens among which the best are, and </s>.
 
         As log q ≤ 0, no token comes out above its ceiling, recogniser's score plus bonus. So whatever has a ceiling

@@ -34,13 +34,14 @@ def converted_card(whisper: str, model: Any) -> str:
     """
     config, theirs = model.config, _metadata_of(whisper)
     base_model = theirs.get("base_model") if Path(whisper).is_dir() else str(whisper)
-    metadata = {
+    metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "automatic-speech-recognition",
-        **({"base_model": base_model} if base_model else {}),  # the path of a folder is no name on the Hub
-        **{key: theirs[key] for key in ("license", "language") if key in theirs},
         "tags": ["entmax", "monotonic-attention"],
+        **{key: theirs[key] for key in ("license", "language") if key in theirs},
     }
+    if base_model:  # the path of a folder is no name on the Hub
+        metadata["base_model"] = base_model
     return CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
         base_model=base_model or whisper,

@@ -375,8 +375,8 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, Entma
     start = str(recipe.start_from)
     model, processor = load_recogniser(start, "cpu")
     for key, value in recipe.features.items():
-        if key == "min_seconds":  # how long recordings are, not what their frames hold
-            processor.feature_extractor.min_seconds = value
+        if key in ("min_seconds", "maximum"):  # how long recordings are, and by which maximum Whisper's are scaled
+            setattr(processor.feature_extractor, key, value)
         elif value != (theirs := getattr(processor.feature_extractor, key, None)):
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
