@@ -38,8 +38,8 @@ class SpeechSeq2SeqCollator:
         """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone.
 
         With a model as `decoder_inputs_by`, labels come with the decoder inputs that it makes of them, which Trainer's
-        `label_smoothing_factor` needs. Models with a prompt (`decoder_prompt_ids`) are refused there; set `label_smoothing` of the model's
-        configuration instead.
+        `label_smoothing_factor` needs. Models with a prompt (`decoder_prompt_ids`) are refused there; set
+        `label_smoothing` of the model's configuration instead.
         """
         if decoder_inputs_by is not None and decoder_inputs_by.config.decoder_prompt_ids:
             raise ValueError(
