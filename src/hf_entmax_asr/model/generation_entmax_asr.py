@@ -61,8 +61,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         "translate") are for models that started from a multilingual Whisper; by default the configuration's
         `decoder_prompt_ids` stand before the text.
 
-        A text ends at the latest where it has as many tokens as speech of its length can have (`max_tokens_per_position`
-        of the configuration), with a warning; `max_new_tokens` and `max_length` can end it before.
+        A text ends at the latest where it has as many tokens as speech of its length can (`max_tokens_per_position` of
+        the configuration), with a warning; `max_new_tokens` and `max_length` can end it before.
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
@@ -72,9 +72,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         features = kwargs.get("input_features") if inputs is None else inputs
         encoder_outputs, cache = kwargs.get("encoder_outputs"), kwargs.get("past_key_values")
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
-        check_source(
-            self.config, features, encoder_outputs, kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        )
+        check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
         needs_states = wants_boundaries or language == DETECT or any(value is not None for value in chunks.values())
         if encoder_outputs is None and features is not None and needs_states:
