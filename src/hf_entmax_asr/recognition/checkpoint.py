@@ -91,22 +91,16 @@ def _check_tokenizer(config: EntmaxAsrConfig, tokenizer: Any, refuse: Callable[[
     ids = tokenizer.get_vocab().values()
     if not ids or min(ids) < 0 or max(ids) >= config.vocab_size:
         refuse(TOKENIZER, f"its ids reach {max(ids, default=None)}, and the model knows {config.vocab_size} tokens")
-    for name in ("pad_token_id", "eos_token_id"):
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    spells_all = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()  # in bytes, as Whisper's
+    for name in ("pad_token_id", "eos_token_id", *(() if spells_all else ("unk_token_id",))):
         if getattr(tokenizer, name) is None:
             refuse(TOKENIZER, f"it has no {name.removesuffix('_id')}, which the model needs")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    # Tokenizers of bytes spell everything and need none.
-    spelled = tokenizer("☃", add_special_tokens=False).input_ids
-    if tokenizer.unk_token_id is None and (_names_unknown(backend) or not spelled):
-        refuse(TOKENIZER, "it has no unk_token, which the model needs")
     if tokenizer.eos_token_id not in ids_of(config.eos_token_id):
         refuse(TOKENIZER, f"its end token is {tokenizer.eos_token_id}, and the model ends with {config.eos_token_id}")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.decoder is None:
         refuse(TOKENIZER, "it has no decoder, so that no text can be made of tokens")
-
-
-def _names_unknown(backend: Any) -> bool:
-    return bool(getattr(getattr(backend, "model", None), "unk_token", None))
 
 
 def _check_generation(settings: GenerationConfig, vocabulary: int, refuse: Callable[[str, str], None]) -> None:
