@@ -10,6 +10,7 @@ place) and behind them; and how many clips of zeros, noise and hum alone get a t
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,21 +41,26 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def with_silence(silence: np.ndarray, where: str, window: int, waveform: np.ndarray) -> np.ndarray:
+    """A waveform (samples,) with silence before it, behind it, or in its quietest `window` samples."""
+    place = {"before": 0, "within": quietest_place(waveform, window), "behind": len(waveform)}[where]
+    return np.concatenate([waveform[:place], silence, waveform[place:]])
+
+
 def silences(seconds: float, rate: int) -> dict[str, Change]:
     """Changes of a waveform (samples,), by what they add and where."""
-    count = round(seconds * rate)
     changes: dict[str, Change] = {}
     for name, amplitude in FAINT.items():
-        silence = (amplitude * np.random.default_rng(0).standard_normal(count)).astype(np.float32)
-        changes[f"{seconds:g} s of {name} before"] = lambda w, s=silence: np.concatenate([s, w])
-        changes[f"{seconds:g} s of {name} within"] = lambda w, s=silence: np.insert(w, quietest_place(w, rate // 20), s)
-        changes[f"{seconds:g} s of {name} behind"] = lambda w, s=silence: np.concatenate([w, s])
+        noise = np.random.default_rng(0).standard_normal(round(seconds * rate))
+        silence = (amplitude * noise).astype(np.float32)
+        for where in ("before", "within", "behind"):
+            changes[f"{seconds:g} s of {name} {where}"] = partial(with_silence, silence, where, rate // 20)
     return changes
 
 
 def without_speech(rate: int) -> dict[str, np.ndarray]:
     """Clips in which nobody speaks, by name."""
-    clips = {}
+    clips: dict[str, np.ndarray] = {}
     for seconds in ALONE_SECONDS:
         count = seconds * rate
         noise = np.random.default_rng(0).standard_normal(count).astype(np.float32)

@@ -22,9 +22,10 @@ from typing import Any
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.derived_card import derived_card
 from hf_entmax_asr.recognition.surgery import (
     Removed,
     attention_modules,
@@ -110,6 +111,10 @@ def main() -> int:
     with atomic_folder(arguments.out) as folder:
         smaller.save_pretrained(folder)
         processor.save_pretrained(folder)
+        made = "Attention heads were removed for good (prune.py)."
+        write_text_atomically(
+            folder / "README.md", derived_card(arguments.checkpoint, arguments.out.name, smaller, made)
+        )
     for name, heads in removed.items():
         left = attention_modules(smaller)[name].num_heads
         print(f"{name}: without {', '.join(map(str, sorted(heads)))}; {left} left")

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.pretrained import CalibratedHead, sparsify
 from hf_entmax_asr.recognition import CheckpointError, DataError, SpeechSeq2SeqCollator, load_recogniser
+from hf_entmax_asr.recognition.derived_card import derived_card
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 
 
@@ -81,6 +82,10 @@ def main(words: list[str] | None = None) -> int:
         with atomic_folder(arguments.output) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
+            made = "Its attention was made sparse by calibration (sparsify.py)."
+            write_text_atomically(
+                folder / "README.md", derived_card(arguments.checkpoint, arguments.output.name, model, made)
+            )
     except (CheckpointError, OSError, ValueError) as error:
         print(f"sparsify.py: {error}", file=sys.stderr)
         return 1

@@ -110,7 +110,11 @@ def main() -> int:
     rate = "WER" if arguments.unit == "word" else "CER"
     print(f"{rate} in percent, {len(utterances)} utterances of {arguments.split}, {arguments.num_beams} beams")
     print(table(scores))
-    print(f"Best: --lm {arguments.lm} --lm-weight {weight:g} --insertion-bonus {bonus:g}: {scores[weight, bonus]}")
+    ties = sum(counts.errors == scores[weight, bonus].errors for counts in scores.values()) - 1
+    tied = f" ({ties} other pairs make as few errors: try more utterances)" if ties else ""
+    print(
+        f"Best: --lm {arguments.lm} --lm-weight {weight:g} --insertion-bonus {bonus:g}: {scores[weight, bonus]}{tied}"
+    )
     return 0
 
 

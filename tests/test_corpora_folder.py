@@ -166,6 +166,7 @@ def test_a_list_of_json_lines_and_other_names_of_the_text_are_read(tmp_path):
         load_folder(tmp_path)
     (tmp_path / "metadata.jsonl").unlink()
     assert load_folder(tmp_path, text_column="words")["train"]["text"][:] == ["two"]
+    assert [row["text"] for row in load_folder(tmp_path, streaming=True, text_column="words")["train"]] == ["two"]
     with pytest.raises(ValueError, match="no column text; found"):
         load_folder(tmp_path)
 

@@ -32,7 +32,7 @@ def test_a_model_in_another_case_is_refused_with_the_fix(tmp_path):
         (lambda text: re.sub(r"ngram 2=", "ngram 3=", text), "announces ngram 3="),
         (lambda text: text.replace("\\data\\", ""), "does not begin with"),
         (lambda text: text.replace("\\2-grams:", "x" * (LONGEST_LINE + 1)), "it has a line of more than"),
-        (lambda text: "", "does not begin with"),
+        (lambda text: "", "it has no section"),
     ],
 )
 def test_what_kenlm_must_not_see_is_refused(tmp_path, change, said):

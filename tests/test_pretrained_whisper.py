@@ -273,7 +273,7 @@ def test_its_attention_can_be_analysed(english, tmp_path):
     for settings in ({}, {"cross_attention": "monotonic"}):
         model, processor = convert_whisper(english, min_seconds=0.0, **settings)
         document = analyze(model, processor, rows)
-        tokens = sum(len(labels) for labels in processor.tokenizer(rows["text"]).input_ids)
+        tokens = sum(len(labels) for labels in processor.tokenizer(list(rows["text"])).input_ids)
         assert document.utterances == 3
         assert document.modules.keys() >= {"encoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"}
         if settings:

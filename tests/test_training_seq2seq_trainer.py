@@ -54,7 +54,7 @@ def test_seq2seq_trainer_trains_and_generates(tones, tmp_path):
         callbacks=[HeadGateCallback()],
     )
     trainer.train()
-    trainer.args.predict_with_generate = False
+    trainer.args.predict_with_generate, trainer.compute_metrics = False, None
     assert trainer.evaluate()["eval_loss"] > 0
     evaluation = [entry for entry in trainer.state.log_history if "eval_wer" in entry]
     assert len(evaluation) == 1
@@ -82,7 +82,7 @@ def test_trainers_own_label_smoothing(tones, tmp_path):
         use_cpu=True,
         disable_tqdm=True,
     )
-    collator = SpeechSeq2SeqCollator(processor, model=model)
+    collator = SpeechSeq2SeqCollator(processor, decoder_inputs_by=model)
     Trainer(model=model, args=arguments, train_dataset=splits["train"], data_collator=collator).train()
     batch = collator([splits["train"][i] for i in range(3)])
     model.eval()
@@ -92,7 +92,7 @@ def test_trainers_own_label_smoothing(tones, tmp_path):
         torch.testing.assert_close(logits, model(**given).logits)
     model.config.decoder_prompt_ids = [4]
     with pytest.raises(ValueError, match=r"set config\.label_smoothing instead"):
-        SpeechSeq2SeqCollator(processor, model=model)
+        SpeechSeq2SeqCollator(processor, decoder_inputs_by=model)
 
 
 def test_wrappers_of_text_models_may_hand_on_inputs_that_are_none(tones):

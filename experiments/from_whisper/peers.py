@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.metrics import Scores
+from hf_entmax_asr.model.losses import IGNORED_LABEL
 from hf_entmax_asr.recognition.utterances import read_split
 
 RATE = 16_000
@@ -77,7 +78,7 @@ def _tune(processor: Any, plan: Plan, folder: Path) -> tuple[Any, dict[str, Any]
         padded = [torch.tensor(row) for row in labels]
         return {
             "input_features": _features(processor, [example["audio"] for example in examples]),
-            "labels": torch.nn.utils.rnn.pad_sequence(padded, batch_first=True, padding_value=-100),
+            "labels": torch.nn.utils.rnn.pad_sequence(padded, batch_first=True, padding_value=IGNORED_LABEL),
         }
 
     model = WhisperForConditionalGeneration.from_pretrained(plan.whisper)

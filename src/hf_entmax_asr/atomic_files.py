@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PARTIAL, _OLD = ".partial", ".old"
-_AT_CWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+_RENAME_EXCHANGE = 2  # of Linux's renameat2
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EBADF)  # file systems that know no such thing
 _NAME_CHARACTERS = 40  # of a file's name in its temporary one, which must not become too long
 
@@ -145,7 +145,9 @@ def _exchange(one: Path, other: Path) -> bool:
         rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    return rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    # The folders that relative names would begin at, here 0, do not count for absolute ones.
+    names = [os.fsencode(path.absolute()) for path in (one, other)]
+    return rename(0, names[0], 0, names[1], _RENAME_EXCHANGE) == 0
 
 
 def _hidden_folder(target: Path, ending: str) -> Path:

@@ -20,12 +20,14 @@ from hf_entmax_asr.corpora.report import LISTED_PATHS, CorpusReport, SplitReport
 from hf_entmax_asr.corpora.rows import row_features, with_audio_column
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
 
 REQUIRED_COLUMNS = ("file_name", "text")
 
 
-def load_folder(root: str | Path, *, text_column: str | None = None, empty_texts: bool = False) -> "DatasetDict":
+def load_folder(
+    root: str | Path, streaming: bool = False, *, text_column: str | None = None, empty_texts: bool = False
+) -> "DatasetDict | IterableDatasetDict":
     """Read a corpus folder into a `DatasetDict`: one split a sub-folder, or `train` alone.
 
     Columns are those of rows.py; `id` is the file name without its suffix, `audio` an undecoded `datasets.Audio(16000)`
@@ -33,6 +35,7 @@ def load_folder(root: str | Path, *, text_column: str | None = None, empty_texts
     thousands of files loads in a second or so.
 
     Args:
+        streaming: whether to return iterable data sets; the rows are checked and kept all the same.
         text_column: the column of the text, where it is none of the usual names.
         empty_texts: whether audio in which nothing is said may be there, as for scores; training cannot use it.
 
@@ -42,18 +45,19 @@ def load_folder(root: str | Path, *, text_column: str | None = None, empty_texts
     """
     root = Path(root).absolute()
     problems: list[str] = []
-    options = {"text_column": text_column, "empty_texts": empty_texts}
-    splits = {name: _read_split(file, problems, **options) for name, file in _metadata_files(root).items()}
+    lists = _metadata_files(root)
+    splits = {name: _read_split(file, problems, text_column, empty_texts) for name, file in lists.items()}
     if problems:
         raise ValueError(f"corpus {root} has problems; fix the files or the metadata:\n" + "\n".join(problems))
     try:
-        from datasets import Dataset, DatasetDict
+        from datasets import Dataset, DatasetDict, IterableDatasetDict
     except ImportError as error:
         raise ImportError("load_folder needs the datasets library: pip install hf_entmax_asr[train]") from error
     features = row_features()
-    return DatasetDict(
-        {name: with_audio_column(Dataset.from_list(rows, features=features)) for name, rows in splits.items()}
-    )
+    tables = {name: with_audio_column(Dataset.from_list(rows, features=features)) for name, rows in splits.items()}
+    if streaming:
+        return IterableDatasetDict({name: table.to_iterable_dataset() for name, table in tables.items()})
+    return DatasetDict(tables)
 
 
 def _metadata_files(root: Path) -> dict[str, Path]:
@@ -150,7 +154,7 @@ class _FolderCorpus(Corpus):
             raise ValueError(
                 f"a folder corpus takes no {given}: its rows are kept in memory, and only headers are read"
             )
-        rows = load_folder(Path(root), text_column=text_column, empty_texts=empty_texts)
+        rows: Any = load_folder(Path(root), text_column=text_column, empty_texts=empty_texts)
         wanted = [splits] if isinstance(splits, str) else splits
         if unknown := [name for name in wanted or () if name not in rows]:
             raise ValueError(f"{root} has no split {', '.join(map(repr, unknown))}; it has {', '.join(rows)}")

@@ -148,7 +148,7 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
         for name, most in LARGEST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
                 raise ValueError(f"{name} is {value!r}; it must be a number.")
             if value > most:
                 raise ValueError(f"{name} is {value}; it must be at most {most:,}.")

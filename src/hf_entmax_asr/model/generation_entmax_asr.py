@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, logging
 from .cache import make_cache
 from .chunks import Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .generation_inputs import NO_LIMIT, EndWithAudio, check_cache, check_source, most_tokens
+from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
 from .sessions import StreamSession
@@ -61,9 +61,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         "translate") are for models that started from a multilingual Whisper; by default the configuration's
         `decoder_prompt_ids` stand before the text.
 
-        A text ends at the latest where it has as many tokens as speech of its length can have
-        (`max_tokens_per_position` of the configuration), whatever the model says, and a warning tells of it; where no
-        sound is in the audio, there is no text. `max_new_tokens` and `max_length` can make it end before.
+        A text ends at the latest where it has as many tokens as speech of its length can (`max_tokens_per_position` of
+        the configuration), with a warning; `max_new_tokens` and `max_length` can end it before.
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
@@ -71,9 +70,9 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         """
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
-        encoder_outputs = kwargs.get("encoder_outputs")
+        encoder_outputs, cache = kwargs.get("encoder_outputs"), kwargs.get("past_key_values")
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
-        check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
+        check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
         needs_states = wants_boundaries or language == DETECT or any(value is not None for value in chunks.values())
         if encoder_outputs is None and features is not None and needs_states:
@@ -86,25 +85,10 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 return_dict=True,
             )
         source = features if encoder_outputs is None else encoder_outputs[0]
-        if kwargs.get("past_key_values") is not None and source is not None:
-            positions = source.shape[1] if encoder_outputs is not None else self.config.positions_of(source.shape[1])
-            check_cache(kwargs["past_key_values"], positions)
         if source is not None and kwargs.get("decoder_input_ids") is None:
             kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
         limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
-        length = {"max_length": self._longest(generation_config, kwargs, limits), "max_new_tokens": None}
-        end = None
-        if limits is not None and settings.eos_token_id is not None:
-            ends = torch.as_tensor(settings.eos_token_id, device=limits.device).reshape(-1)
-            given = kwargs.get("decoder_input_ids")
-            end = EndWithAudio(limits, ends, 1 if given is None else given.shape[1])
-            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), end])
-        if generation_config is None:
-            kwargs |= length
-        else:  # of which transformers wants all options, where there is one
-            kwargs = {name: value for name, value in kwargs.items() if name not in length}
-            generation_config = copy.deepcopy(generation_config)
-            generation_config.update(**length)
+        generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
             # A copy, because transformers repeats the states for each beam in place.
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
@@ -193,6 +177,28 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         if not prompts[0]:
             return {}
         return {"decoder_input_ids": torch.cat([start, torch.tensor(prompts, device=source.device)], 1)}
+
+    def _with_limits(
+        self,
+        settings: GenerationConfig,
+        generation_config: GenerationConfig | None,
+        asked: dict[str, Any],
+        limits: Tensor | None,
+    ) -> tuple[GenerationConfig | None, dict[str, Any], EndWithAudio | None]:
+        """The arguments of `generate` with the limits (B,) of the texts in them, and what notes the texts cut there."""
+        length = {"max_length": self._longest(generation_config, asked, limits), "max_new_tokens": None}
+        end = None
+        if limits is not None and settings.eos_token_id is not None:
+            ends = torch.as_tensor(settings.eos_token_id, device=limits.device).reshape(-1)
+            given = asked.get("decoder_input_ids")
+            end = EndWithAudio(limits, ends, 1 if given is None else given.shape[1])
+            asked["logits_processor"] = LogitsProcessorList([*(asked.get("logits_processor") or ()), end])
+        if generation_config is None:
+            return None, asked | length, end
+        # Transformers wants all options in the configuration, where there is one.
+        generation_config = copy.deepcopy(generation_config)
+        generation_config.update(**length)
+        return generation_config, {name: value for name, value in asked.items() if name not in length}, end
 
     def _longest(self, generation_config: GenerationConfig | None, asked: dict[str, Any], limits: Tensor | None) -> int:
         """The max_length of `generate`: no text is longer than audio and user let it, or a learned table of positions.

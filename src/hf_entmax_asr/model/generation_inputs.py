@@ -23,8 +23,9 @@ def check_source(
     features: Tensor | None,
     encoder_outputs: BaseModelOutput | tuple | None,
     attention_mask: Tensor | None,
+    cache: Cache | None = None,
 ) -> None:
-    """Refuses what the audio cannot be: numbers of no filterbank, states that are none, a mask of something else.
+    """Refuses what the audio cannot be: numbers of no filterbank, states that are none, a mask or cache of other audio.
 
     What follows trusts these shapes, native code included; a text would come out of whatever it reads.
 
@@ -42,9 +43,11 @@ def check_source(
     peak = source.detach().abs().amax()  # NaN where any is
     if not peak < LARGEST_INPUT:
         raise ValueError(f"{name} reaches {peak:g}; it must hold finite numbers below {LARGEST_INPUT:g}.")
+    rows, length = source.shape[:2]
+    if cache is not None:
+        check_cache(cache, length if encoder_outputs is not None else config.positions_of(length))
     if attention_mask is None:
         return
-    rows, length = source.shape[:2]
     if attention_mask.ndim != 2:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; it must be (utterances, frames)."

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers import initialization as init
@@ -18,18 +17,18 @@ from .attention import MultiHeadAttention, SelfAttention
 from .cache import make_cache
 from .chunks import encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .decoder import DecoderLayer, causal_mask
+from .decoder import DecoderLayer, causal_mask, label_mask, shifted_labels
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
 from .generation_inputs import without_text_inputs
 from .head_penalties import reference_positions
 from .layers import Positions
-from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
+from .losses import recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
-from .transforms import AttentionTransform, LearnedEntmax, mean_density
+from .transforms import AttentionTransform, learned_alphas, mean_density
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -305,8 +304,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:
-                    prompt = len(self.config.decoder_prompt_ids)
-                    decoder_attention_mask = F.pad(labels != IGNORED_LABEL, (prompt, 0), value=True)
+                    decoder_attention_mask = label_mask(self.config, labels)
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -355,19 +353,12 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         return losses if ctc_logits is None else {"ctc_logits": ctc_logits.detach(), **losses}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """(B, U) labels, −100 where padded -> (B, P + U) decoder inputs: shifted right behind the start token and the P
-        tokens of the prompt."""
-        given = labels.new_tensor([self.config.decoder_start_token_id, *self.config.decoder_prompt_ids])
-        shifted = torch.cat([given.expand(len(labels), -1), labels[:, :-1]], 1)
-        return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+        """As `shifted_labels`; the name is that of transformers."""
+        return shifted_labels(self.config, labels)
 
     def alphas(self) -> dict[str, Tensor]:
         """The learned α (H,) of every attention module with the transform "entmax", detached."""
-        return {
-            name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
-            for name, module in self.named_modules()
-            if isinstance(module, LearnedEntmax)
-        }
+        return learned_alphas(self)
 
     def gates(self) -> dict[str, Tensor]:
         """The gate (H,) of every monotonic attention module that has gates, detached."""

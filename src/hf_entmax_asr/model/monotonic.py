@@ -185,9 +185,9 @@ class MonotonicAttention(MultiHeadAttention):
         self,
         energy: Tensor,
         alignment: Tensor | None,
-        source_mask: Tensor | None,
-        target_mask: Tensor | None,
-        reference: Tensor | None,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> Tensor | None:
         """The head regulariser of this layer, unweighted (see `EntmaxAsrConfig.head_regularizer`)."""
         if self.layer_idx not in self.config.head_regularizer_layers or alignment is None:

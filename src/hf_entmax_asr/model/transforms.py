@@ -190,6 +190,15 @@ def make_transform(name: str, config: EntmaxAsrConfig, num_heads: int) -> Attent
     return TRANSFORM_CLASSES[name](config, num_heads)
 
 
+def learned_alphas(model: nn.Module) -> dict[str, Tensor]:
+    """The α (H,) of every attention module of a recogniser that learns it, by name, detached."""
+    return {
+        name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
+        for name, module in model.named_modules()
+        if isinstance(module, LearnedEntmax)
+    }
+
+
 def mean_density(model: nn.Module) -> Tensor | None:
     """Mean of 2 − α over every learned α of a model: 1 where all are softmax, 0 where all are sparsemax; None without
     any. Differentiable, so that it can have a price in a loss."""

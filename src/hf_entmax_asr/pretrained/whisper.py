@@ -114,6 +114,7 @@ def convert_whisper(
         "decoder_positions": "learned",
         "max_source_positions": source_config.max_source_positions,
         "decoder_prompt_ids": prompt_ids(generation, language, task),
+        "max_tokens_per_position": source_config.max_target_positions / source_config.max_source_positions,
         "tie_word_embeddings": True,
         "encoder_transform": "softmax",
         "decoder_transform": "softmax",

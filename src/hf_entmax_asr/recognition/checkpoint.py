@@ -91,7 +91,9 @@ def _check_tokenizer(config: EntmaxAsrConfig, tokenizer: Any, refuse: Callable[[
     ids = tokenizer.get_vocab().values()
     if not ids or min(ids) < 0 or max(ids) >= config.vocab_size:
         refuse(TOKENIZER, f"its ids reach {max(ids, default=None)}, and the model knows {config.vocab_size} tokens")
-    for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    spells_all = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()  # in bytes, as Whisper's
+    for name in ("pad_token_id", "eos_token_id", *(() if spells_all else ("unk_token_id",))):
         if getattr(tokenizer, name) is None:
             refuse(TOKENIZER, f"it has no {name.removesuffix('_id')}, which the model needs")
     if tokenizer.eos_token_id not in ids_of(config.eos_token_id):

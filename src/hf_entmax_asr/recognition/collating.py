@@ -33,20 +33,20 @@ class SpeechSeq2SeqCollator:
         processor: Any,
         spec_augment: SpecAugment | None = None,
         perturb: WaveformPerturbation | None = None,
-        model: Any = None,
+        decoder_inputs_by: Any = None,
     ) -> None:
         """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone.
 
-        With `model`, labels come with the decoder inputs that it makes of them: Trainer's `label_smoothing_factor`
-        needs them. Models with a prompt (`decoder_prompt_ids`) are refused there; set `label_smoothing` of the model's
-        configuration instead.
+        With a model as `decoder_inputs_by`, labels come with the decoder inputs that it makes of them, which Trainer's
+        `label_smoothing_factor` needs. Models with a prompt (`decoder_prompt_ids`) are refused there; set
+        `label_smoothing` of the model's configuration instead.
         """
-        if model is not None and model.config.decoder_prompt_ids:
+        if decoder_inputs_by is not None and decoder_inputs_by.config.decoder_prompt_ids:
             raise ValueError(
-                f"the model has a prompt of {len(model.config.decoder_prompt_ids)} tokens, which Trainer's "
+                f"the model has a prompt of {len(decoder_inputs_by.config.decoder_prompt_ids)} tokens, which Trainer's "
                 "label smoothing does not know: set config.label_smoothing instead of label_smoothing_factor"
             )
-        self.model = model
+        self.decoder_inputs_by = decoder_inputs_by
         self.feature_extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
         self.spec_augment, self.perturb = spec_augment, perturb
@@ -74,8 +74,8 @@ class SpeechSeq2SeqCollator:
         if all("labels" in example or "text" in example for example in examples):
             labels = [self._labels(example, other) for example, other in zip(examples, replaced, strict=True)]
             collated["labels"] = pad_labels(labels)
-            if self.model is not None:
-                collated["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(collated["labels"])
+            if (model := self.decoder_inputs_by) is not None:
+                collated["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(collated["labels"])
                 collated["decoder_attention_mask"] = (collated["labels"] != IGNORED_LABEL).int()
         if all("label_ends" in example for example in examples):
             ends = [torch.tensor(example["label_ends"]) for example in examples]

@@ -21,6 +21,8 @@ from hf_entmax_asr.training.scored_model import sharded_like, unsharded
 
 STATE_FOLDER = "training_state"
 _OPTIMIZER, _RANDOM, _TRAINED_WEIGHTS = "optimizer.safetensors", "random.safetensors", "weights.safetensors"
+# The types that JSON gives to what is annotated so.
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
 _PARTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of each parameter
 _STATELESS = "parameters without state"  # that never had a gradient; in the metadata of the optimizer's file
 
@@ -101,7 +103,7 @@ def _check_counters(state: TrainingState) -> None:
     """ValueError for a counter of another type, or one that counts nothing."""
     for each in dataclasses.fields(state):
         value = getattr(state, each.name)
-        kinds = {int: (int,), float: (int, float), str: (str,)}.get(each.type, (dict,))  # type: ignore[call-overload]
+        kinds = _KINDS.get(each.type, (dict,))
         if type(value) not in kinds or (int in kinds and not 0 <= value < math.inf):
             raise ValueError(f"{each.name} is {value!r}")
     for name in ("scores", "tolerances"):
