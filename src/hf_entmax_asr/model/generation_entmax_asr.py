@@ -116,7 +116,6 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         longest_seconds: float = 25.0,
         language: str | None = None,
         task: str | None = None,
-        tokens_per_second: float = 30.0,
     ) -> StreamSession:
         """A session that writes text while audio comes in: `docs/streaming.md`.
 
@@ -129,7 +128,6 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 as in `generate`.
             longest_seconds: with `pause_ms`, an utterance is cut at the best place before it is longer than that.
             language, task: as in `generate`, but for "auto".
-            tokens_per_second: more than that is a loop, and waits for more audio.
 
         Raises:
             ValueError: a model that must hear the end before it can write, features that need it, impossible values.
@@ -155,14 +153,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         if language is not None or task is not None:
             prompt = prompt_ids(self.generation_config, language, task)
         rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
-        return StreamSession(
-            self,
-            processor,
-            Chunks(size, left_chunks),
-            pause_rule=rule,
-            prompt=prompt,
-            tokens_per_second=tokens_per_second,
-        )
+        return StreamSession(self, processor, Chunks(size, left_chunks), pause_rule=rule, prompt=prompt)
 
     def _prompt(
         self,

@@ -116,13 +116,18 @@ def most_tokens(
         if attention_mask is not None:
             frames = attention_mask.sum(dim=1)
     elif isinstance(features, Tensor):
-        # A frame of silence is as low as values go in all mel bins, which no sound is.
-        sounds = (features != features[..., :1]).any(dim=-1)  # (B, T)
-        frames = (sounds if attention_mask is None else sounds & attention_mask.bool()).sum(dim=1)
+        heard = sounds(features)
+        frames = (heard if attention_mask is None else heard & attention_mask.bool()).sum(dim=1)
     else:
         return None
     positions = config.positions_of(frames)
     return (positions * config.max_tokens_per_position).ceil().long()
+
+
+def sounds(features: Tensor) -> Tensor:
+    """(..., T, F) -> (..., T), where something sounds: a frame of silence is as low as values go in all mel bins, which
+    no sound is."""
+    return (features != features[..., :1]).any(dim=-1)
 
 
 class EndWithAudio(LogitsProcessor):

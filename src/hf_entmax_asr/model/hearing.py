@@ -3,7 +3,8 @@
 Axes: B batch (1), H heads, S positions, C width.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,14 +48,14 @@ def check_streamable(model: Any) -> None:
 class TokenWriter:
     """Tokens of one utterance, greedily, under the model's generation config (suppressed tokens and the like)."""
 
-    def __init__(self, model: Any, prompt: Sequence[int], most_tokens: Callable[[int], int]):
-        """most_tokens: of so many positions; a bound against loops."""
+    def __init__(self, model: Any, prompt: Sequence[int]):
+        """prompt: tokens behind the start token, before the text."""
         self.model = model
-        self.most_tokens = most_tokens
         self.cache = make_cache(model.config)
         self.given = [model.config.decoder_start_token_id, *prompt]
         self.sequence = list(self.given)
         self.positions = 0
+        self._most_tokens = 0  # that a text of the audio so far can have (`max_tokens_per_position`)
         self.ended = False
         self._more = True
         self._read = 0  # tokens of the sequence that the decoder has read
@@ -62,18 +63,21 @@ class TokenWriter:
         self.active = [layer.active_heads().tolist() for layer in self._layers]
         settings = model.generation_config
         ends = settings.eos_token_id if settings.eos_token_id is not None else model.config.eos_token_id
-        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self._ends = [ends] if isinstance(ends, int) else list(ends or ())
         self._processors = model._get_logits_processor(
             generation_config=settings, input_ids_seq_length=len(self.given), device=model.device
         )
 
     @torch.no_grad()
-    def hear(self, states: Tensor | None, more: bool) -> None:
-        """Takes the next states (1, S, C) of the encoder, or None, and whether more are to come."""
+    def hear(self, states: Tensor | None, sounding: int, more: bool) -> None:
+        """Takes the next states (1, S, C) of the encoder, or None, in how many of all frames so far something sounds,
+        and whether more are to come."""
         if states is None:
             states = torch.zeros(1, 0, self.model.config.d_model, device=self.model.device)
         self.positions += states.shape[1]
         self._more = more
+        config = self.model.config
+        self._most_tokens = math.ceil(config.positions_of(sounding) * config.max_tokens_per_position)
         states = states.to(next(self.model.get_decoder().parameters()).dtype)
         for layer, held in zip(self._layers, self.cache.cross_attention_cache.layers, strict=True):
             layer.take_in(states, held, more)  # type: ignore[arg-type]
@@ -84,7 +88,12 @@ class TokenWriter:
     def write(self) -> WrittenToken | None:
         """The next token of the text, if its heads have found their places; the end is not told, but `ended` then."""
         while not self.ended and self.positions:
-            if len(self.sequence) - len(self.given) >= self.most_tokens(self.positions) or self._table_is_full():
+            if self._table_is_full():
+                return None
+            if len(self.sequence) - len(self.given) >= self._most_tokens:
+                if not self._more:
+                    self.ended = True
+                    self.sequence += self._ends[:1]
                 return None
             logits = self._step(self.sequence[self._read])
             if logits is None:

@@ -101,7 +101,6 @@ class StreamSession:
         *,
         pause_rule: PauseRule | None = None,
         prompt: Sequence[int] = (),
-        tokens_per_second: float = 30.0,
     ):
         """See `EntmaxAsrGenerationMixin.stream`, which makes it."""
         check_streamable(model)
@@ -110,7 +109,6 @@ class StreamSession:
         self.chunks = chunks
         self.pause_rule = pause_rule
         self.prompt = tuple(prompt)
-        self.tokens_per_second = tokens_per_second
         extractor = processor.feature_extractor
         self.samples_per_position = model.config.frames_per_position * extractor.hop_samples
         self.reset()
@@ -212,20 +210,15 @@ class StreamSession:
     def _begin_utterance(self) -> None:
         extractor = self.processor.feature_extractor
         self._encoder = IncrementalEncoder(self.model.get_encoder(), extractor, self.chunks)
-        self._writer = TokenWriter(self.model, self.prompt, self._most_tokens)
+        self._writer = TokenWriter(self.model, self.prompt)
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
         self._recent = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
         self._ids: list[int] = []
         self._committed = self._held_back = ""
 
-    def _most_tokens(self, positions: int) -> int:
-        """Tokens that so many positions of one utterance may give: more is a loop."""
-        seconds = positions * self.samples_per_position / self.processor.feature_extractor.sampling_rate
-        return 10 + int(seconds * self.tokens_per_second)
-
     def _take_in(self, states: Tensor) -> list[StreamToken]:
         """The next chunk -> the tokens that it brings."""
-        self._writer.hear(states, more=True)
+        self._writer.hear(states, self._encoder.sounding, more=True)
         tokens = self._write(self._needed())
         self._written_early += len(tokens)
         return tokens
@@ -254,7 +247,7 @@ class StreamSession:
         """The last states of an utterance -> the tokens that were still to be written, of silence none."""
         tokens: list[StreamToken] = []
         if self._pauses is None or not self._pauses.silent:
-            self._writer.hear(states, more=False)
+            self._writer.hear(states, self._encoder.sounding, more=False)
             tokens = self._write(heard)
         self._committed, self._held_back = self._committed + self._held_back, ""
         return tokens

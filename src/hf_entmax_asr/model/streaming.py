@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .chunks import Chunks
 from .feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+from .generation_inputs import sounds
 
 
 class IncrementalFeatures:
@@ -98,6 +99,7 @@ class IncrementalEncoder:
         self.stride = encoder.config.frames_per_position
         self.positions = 0  # encoded so far
         self.samples = 0  # heard so far
+        self.sounding = 0  # frames so far in which something sounds
         self._features = IncrementalFeatures(extractor)
         self._waiting = torch.zeros(0)  # samples that the next chunk has not taken yet
         self._frames = torch.zeros(0, extractor.feature_size)  # those of the next chunk, behind those it looks back to
@@ -143,6 +145,7 @@ class IncrementalEncoder:
     def _encode(self, frames: Tensor, count: int) -> Tensor:
         """States of the next `count` positions, for which these frames are new."""
         encoder, config = self.encoder, self.encoder.config
+        self.sounding += int(sounds(frames).sum())
         self._frames = torch.cat([self._frames, frames])
         device = next(encoder.parameters()).device
         if count <= 0:
