@@ -276,7 +276,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        token_frames: Tensor | None = None,
+        token_frames: Tensor | None = None,  # with "label" in its name, Trainer would ask for it at evaluation
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
