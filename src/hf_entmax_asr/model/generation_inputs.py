@@ -120,8 +120,12 @@ def most_tokens(
         frames = (heard if attention_mask is None else heard & attention_mask.bool()).sum(dim=1)
     else:
         return None
-    positions = config.positions_of(frames)
-    return (positions * config.max_tokens_per_position).ceil().long()
+    return tokens_of_frames(config, frames)
+
+
+def tokens_of_frames(config: EntmaxAsrConfig, frames: Tensor) -> Tensor:
+    """Tokens that a text can have for so many frames in which something sounds."""
+    return (config.positions_of(frames) * config.max_tokens_per_position).ceil().long()
 
 
 def sounds(features: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Axes: B batch (1), H heads, S positions, C width.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .cache import make_cache
+from .generation_inputs import tokens_of_frames
 from .monotonic import MonotonicAttention
 
 
@@ -76,8 +76,7 @@ class TokenWriter:
             states = torch.zeros(1, 0, self.model.config.d_model, device=self.model.device)
         self.positions += states.shape[1]
         self._more = more
-        config = self.model.config
-        self._most_tokens = math.ceil(config.positions_of(sounding) * config.max_tokens_per_position)
+        self._most_tokens = int(tokens_of_frames(self.model.config, torch.tensor(sounding)))
         states = states.to(next(self.model.get_decoder().parameters()).dtype)
         for layer, held in zip(self._layers, self.cache.cross_attention_cache.layers, strict=True):
             layer.take_in(states, held, more)  # type: ignore[arg-type]
