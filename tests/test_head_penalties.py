@@ -64,7 +64,7 @@ def test_training_pulls_the_stops_towards_the_reference(chunk):
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     penalties = []
     for _ in range(15):
-        output = model(input_features, attention_mask=mask, labels=labels, label_frames=frames)
+        output = model(input_features, attention_mask=mask, labels=labels, token_frames=frames)
         penalties.append(output.head_penalty.item())
         output.loss.backward()
         optimizer.step()
@@ -75,7 +75,7 @@ def test_training_pulls_the_stops_towards_the_reference(chunk):
 def test_without_a_reference_the_error_says_where_it_comes_from():
     model = small_model(head_regularizer="reference", head_regularizer_layers=[0]).train()
     input_features, mask = features(batch=1, frames=40)
-    with pytest.raises(ValueError, match=r"needs label_frames beside the labels.*data\.word_times"):
+    with pytest.raises(ValueError, match=r"needs token_frames beside the labels.*data\.word_times"):
         model(input_features, attention_mask=mask, labels=targets(batch=1))
 
 

@@ -192,7 +192,7 @@ def test_saved_and_loaded_it_is_the_same_and_works_in_the_pipeline(multilingual,
 
 
 def test_learned_positions_end_somewhere(english):
-    model, processor = convert_whisper(english)
+    model, processor = convert_whisper(english, max_tokens_per_position=1.0)
     batch = processor(waves(1.0), sampling_rate=RATE)
     assert model.generate(**batch, max_new_tokens=1000, eos_token_id=-1).shape[1] == model.config.max_target_positions
     with pytest.raises(ValueError, match="41 tokens are more than max_target_positions = 40"):

@@ -68,7 +68,15 @@ def test_seq2seq_trainer_trains_and_generates(tones, tmp_path):
 def test_trainers_own_label_smoothing(tones, tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    recipe = tiny_recipe(tones, model={"ctc_loss_weight": 0.0, "label_smoothing": 0.0, "head_regularizer": "none"})
+    recipe = tiny_recipe(
+        tones,
+        model={
+            "ctc_loss_weight": 0.0,
+            "label_smoothing": 0.0,
+            "head_regularizer": "none",
+            "head_regularizer_layers": [],
+        },
+    )
     splits = load_folder(tones)
     processor = build_processor(recipe, load_rows(recipe))
     model = build_model(recipe, build_config(recipe, processor), prepare_split(splits["train"], processor))

@@ -14,7 +14,8 @@ from torch import Tensor
 from hf_entmax_asr.kernels.attention_inputs import OPTIONS, TENSORS, AttentionInputs
 from hf_entmax_asr.kernels.libraries import call
 
-KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each
+KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each at most
+MOST_LANES = 16  # of a vector
 MOST_KEYS_TO_KEEP = 1 << 16  # their places are kept in 16 bits
 
 
@@ -23,7 +24,7 @@ class _Kept(NamedTuple):
 
     stats: Tensor  # (B, H, T, 2) float32: max z and t of each row
     kept_at: Tensor  # (B, H, T) int64: where its weights are kept
-    kept_count: Tensor  # (B, H, T) int32: and how many, −1 for none
+    kept_count: Tensor  # (B, H, T) int32: and how many, −1 for none, −2 for the whole row
     kept_weights: Tensor  # float32
     kept_places: Tensor  # int16: which keys they are of
 
@@ -101,11 +102,11 @@ def _as_4_dims(x: Tensor) -> Tensor:
 
 
 def kept_entries(batch: int, heads: int, queries: int, keys: int) -> int:
-    """How many weights may be kept for the backward: all of a small problem that is not dense, 1/16 of a large one."""
-    entries = batch * heads * queries * keys
+    """How many weights may be kept for the backward: all of a small problem, 1/16 of a large one."""
+    entries = batch * heads * queries * (keys + MOST_LANES)  # dense rows are kept up to a whole vector
     if keys > MOST_KEYS_TO_KEEP:
         return 0
-    return min(entries * 7 // 10, max(entries // 16, KEPT_AT_LEAST))
+    return min(entries, max(entries // 16, KEPT_AT_LEAST))
 
 
 def _attend(inputs: AttentionInputs, kept: _Kept | None) -> Tensor:

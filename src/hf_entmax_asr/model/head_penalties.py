@@ -46,7 +46,7 @@ def head_penalty(
             return _mean_over_tokens(delay_behind_pace(stop, lengths, target_mask), target_mask)
     if reference is None:
         raise ValueError(
-            "head_regularizer = 'reference' needs label_frames beside the labels: the frame at which each token ends. "
+            "head_regularizer = 'reference' needs token_frames beside the labels: the frame at which each token ends. "
             "Training takes them from data.word_times of the recipe."
         )
     known = target_mask & reference.isfinite()
@@ -82,12 +82,12 @@ def distance_from_window(stop: Tensor, reference: Tensor, window: Sequence[float
     return distance
 
 
-def reference_positions(config: EntmaxAsrConfig, label_frames: Tensor | None) -> Tensor | None:
+def reference_positions(config: EntmaxAsrConfig, token_frames: Tensor | None) -> Tensor | None:
     """Frames (B, U) at which labels end -> encoder positions (B, P + U) for the decoder's inputs, which begin with the
     P tokens of the prompt; NaN where nothing is known."""
-    if label_frames is None:
+    if token_frames is None:
         return None
-    return F.pad(label_frames / config.frames_per_position, (len(config.decoder_prompt_ids), 0), value=math.nan)
+    return F.pad(token_frames / config.frames_per_position, (len(config.decoder_prompt_ids), 0), value=math.nan)
 
 
 def _mean_over_tokens(per_token: Tensor, counted: Tensor) -> Tensor:

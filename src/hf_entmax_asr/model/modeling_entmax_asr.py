@@ -276,7 +276,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        label_frames: Tensor | None = None,
+        token_frames: Tensor | None = None,  # with "label" in its name, Trainer would ask for it at evaluation
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -290,7 +290,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             encoder_outputs, past_key_values: of an earlier call; the latter is ignored with `use_cache=False`.
             decoder_inputs_embeds: (B, U, C) in place of decoder_input_ids.
             labels: (B, U) target tokens ending with `eos_token_id`, −100 where padded.
-            label_frames: (B, U) feature frame at which each of them ends in the audio, NaN where unknown, for the head
+            token_frames: (B, U) feature frame at which each of them ends in the audio, NaN where unknown, for the head
                 penalty "reference".
             num_items_in_batch: target tokens of the whole step, of several batches (Trainer).
             kwargs: output_attentions, output_hidden_states, output_boundaries, return_dict.
@@ -314,7 +314,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            reference=reference_positions(self.config, label_frames),
+            reference=reference_positions(self.config, token_frames),
             return_dict=True,
             **without_text_inputs(kwargs),
         )

@@ -56,11 +56,11 @@ def converted_card(whisper: str, model: Any) -> str:
 
 def _metadata_of(whisper: str) -> dict[str, Any]:
     """The metadata of a checkpoint's own card; nothing where there is no card, or the Hub cannot be reached."""
+    source: Path | str = Path(whisper) / "README.md" if Path(whisper).is_dir() else whisper
+    if isinstance(source, Path) and not source.is_file():
+        return {}
     try:
-        if Path(whisper).is_dir():
-            card = ModelCard.load(Path(whisper) / "README.md")
-        else:
-            card = ModelCard.load(whisper)
+        card = ModelCard.load(source)
     except (OSError, ValueError, HfHubHTTPError, HFValidationError, yaml.YAMLError):
         return {}
     return dict(card.data.to_dict())

@@ -34,6 +34,7 @@ from hf_entmax_asr.model.prompts import prompt_ids
 
 EXACT_POSITIONS = 1e-6  # a table that differs from the sinusoids by more is kept as it is
 WINDOW_SECONDS = 30.0  # what Whisper was trained on: without training on shorter windows it repeats itself in them
+TOKENS_PER_POSITION = 448 / 1500  # of every Whisper's training: no text is denser
 SAME_FIELDS = (
     "vocab_size",
     "num_mel_bins",
@@ -114,7 +115,7 @@ def convert_whisper(
         "decoder_positions": "learned",
         "max_source_positions": source_config.max_source_positions,
         "decoder_prompt_ids": prompt_ids(generation, language, task),
-        "max_tokens_per_position": source_config.max_target_positions / source_config.max_source_positions,
+        "max_tokens_per_position": TOKENS_PER_POSITION,
         "tie_word_embeddings": True,
         "encoder_transform": "softmax",
         "decoder_transform": "softmax",

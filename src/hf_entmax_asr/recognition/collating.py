@@ -24,7 +24,7 @@ class SpeechSeq2SeqCollator:
     - perhaps `label_ends`, the seconds at which each of the labels ends in the audio, NaN where unknown.
 
     The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, `labels` (B, U) and, of
-    examples with ends, `label_frames` (B, U).
+    examples with ends, `token_frames` (B, U).
     With `Seq2SeqTrainer` set `remove_unused_columns=False`, because the columns it would keep are the model's.
     """
 
@@ -83,7 +83,7 @@ class SpeechSeq2SeqCollator:
                 if moved[row]:  # the times are not those of this audio
                     ends[row] = torch.full((len(labels_of_row),), math.nan)
             padded = torch.nn.utils.rnn.pad_sequence(ends, batch_first=True, padding_value=math.nan)
-            collated["label_frames"] = padded / self.feature_extractor.seconds_per_frame
+            collated["token_frames"] = padded / self.feature_extractor.seconds_per_frame
         return collated
 
     def _labels(self, example: Mapping[str, Any], replaced: bool) -> Sequence[int]:

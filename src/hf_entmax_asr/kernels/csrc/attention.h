@@ -24,7 +24,8 @@ struct Problem {
   const float* bias;
   int64_t bias_stride[4];
 
-  // Of each row, for the backward: max z and t (B, H, T, 2); where its weights are kept, and how many (−1: not kept).
+  // Of each row, for the backward: max z and t (B, H, T, 2); where its weights are kept, and how many (−1: not kept,
+  // −2: all of them, without places).
   float* stats;
   int64_t* kept_at;
   int32_t* kept_count;
@@ -46,7 +47,7 @@ struct Problem {
   int64_t row(int b, int h, int i) const { return ((int64_t)b * heads + h) * queries + i; }
 };
 
-// Above this density a block of rows takes the dense products in the backward, and its weights are not kept.
+// Above this density a block of rows takes the dense products in the backward.
 constexpr float DENSE_BACKWARD_ABOVE = 0.45f;
 
 constexpr int64_t BLOCK_FLOATS = 1 << 16;  // of scores at a time: 256 KiB
