@@ -1,5 +1,6 @@
 """Contracts of live sessions: what a stream of audio gives is what the whole audio gives, and is never taken back."""
 
+import asyncio
 import itertools
 import threading
 
@@ -182,6 +183,21 @@ def test_sessions_in_threads_do_not_touch_each_other():
     for thread in threads:
         thread.join()
     assert [together[index] for index in range(4)] == alone
+
+
+def test_listening_asynchronously_gives_the_same_events():
+    model, processor = recogniser()
+    audio = speech(1.2)
+    _, events = stream(model, processor, audio, [0.3, 0.6])
+
+    async def pieces():
+        for piece in np.split(audio, [int(0.3 * len(audio)), int(0.6 * len(audio))]):
+            yield piece
+
+    async def listen():
+        return [event async for event in model.stream(processor, chunk_ms=160).listen(pieces())]
+
+    assert asyncio.run(listen()) == events
 
 
 def test_a_head_with_a_gate_of_0_is_not_waited_for():

@@ -10,8 +10,9 @@ waits for more. So the tokens are those of `generate` for the whole audio under 
 audio comes in. The rules of the encoder stand in `streaming.py`.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +190,13 @@ class StreamSession:
         self._finished = True
         self._seconds += time.perf_counter() - began
         return StreamEvent(self.text, "", tuple(tokens), self._ms(self._heard), final=True)
+
+    async def listen(self, source: AsyncIterable[Any]) -> AsyncIterator[StreamEvent]:
+        """`feed` with each piece of the source, then `finish`, in a thread, so that the event loop is never held up."""
+        async for samples in source:
+            for event in await asyncio.to_thread(self.feed, samples):
+                yield event
+        yield await asyncio.to_thread(self.finish)
 
     def stats(self) -> StreamStats:
         """How the session went so far."""
