@@ -69,8 +69,8 @@ class _Problem:
     def call(self, library: str) -> None:
         scale, dropout, seed = self.options
         packed = _PROBLEM.pack(
-            *self.sizes, *self.widths, self.is_causal, self.chunks, *self.reach, scale, dropout, seed, *self.given, *self.kept,
-            *self.out, *self.grads,
+            *self.sizes, *self.widths, self.is_causal, self.chunks, *self.reach, scale, dropout, seed,
+            *self.given, *self.kept, *self.out, *self.grads,
         )  # fmt: skip
         call(library, library if library == "attention_backward" else "attention_forward", packed)
 
