@@ -1,5 +1,7 @@
 """The incremental encoder equals the masked offline one, whatever pieces the audio comes in."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_a_chunk_is_encoded_with_the_last_sample_that_it_needs(front_end, kind):
     samples = torch.from_numpy(speech(20000))
     needed = incremental.samples_for(5)
     ahead_ms = (needed - 5 * incremental.stride * extractor.hop_samples) / 16
-    assert ahead_ms == (12.5 if kind == "whisper" else 15) + (10 if front_end == "whisper" else 0)
+    assert ahead_ms == (2.5 if kind == "whisper" else 15) + (10 if front_end == "whisper" else 0)
     assert list(incremental.feed(samples[: needed - 1])) == []
     (states,) = incremental.feed(samples[needed - 1 : needed])
     assert states.shape == (1, 5, 16)
@@ -125,7 +127,7 @@ def test_what_is_held_does_not_grow_where_the_left_context_is_bounded():
             list(incremental.feed(torch.from_numpy(speech(4 * 640))))
             held[left].append(incremental.numel)
     assert len(set(held[2][4:])) == 1
-    assert held[-1][-1] > 3 * held[-1][2]
+    assert all(before < after for before, after in itertools.pairwise(held[-1][2:]))
 
 
 @pytest.mark.parametrize(
