@@ -25,6 +25,7 @@ table: $(STAMP)  ## the demo's model with softmax, sparsemax, entmax15 and entma
 # Real maps come from the demo's model, if make demo has made it.
 TRAINED = $(if $(wildcard demo_output/run/best),--checkpoint demo_output/run/best)
 
+# WHISPER="FOLDER CHECKPOINT CORPUS" adds the comparison with transformers' Whisper.
 .PHONY: bench
 bench: $(STAMP)  ## speed of attention, alignment, training step and decoding against their peers (about 15 minutes)
 	$(RUN) benchmarks/entmax_speed.py $(TRAINED)
@@ -32,6 +33,7 @@ bench: $(STAMP)  ## speed of attention, alignment, training step and decoding ag
 	$(RUN) benchmarks/alignment_speed.py
 	$(RUN) benchmarks/training_step.py
 	$(RUN) benchmarks/decoding_speed.py
+	$(if $(WHISPER),$(RUN) benchmarks/whisper_speed.py $(WHISPER))
 
 .PHONY: test
 test: $(STAMP)  ## run every test

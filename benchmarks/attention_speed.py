@@ -10,6 +10,8 @@ Also the memory that a forward and a backward add at T = 4096, each in a process
 import json
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,9 @@ from timing import attention_inputs, compare, machine, parser, table, with_gradi
 LENGTHS = (128, 256, 512, 1024, 2048)
 ALPHAS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, None)  # None: 1.05 … 1.95 over heads
 HEADS, WIDTH = 4, 64
+# One utterance, with heads as calibration of a softmax model leaves them: α 1.1 … 1.4, a third to all of the weights.
+ONE_HEADS = 8
+CALIBRATED = (1.1, 1.25, 1.5, None)  # None: 1.1 … 1.4 over heads
 
 
 def gaussian(lengths: list[int], rounds: int) -> list[dict]:
@@ -48,6 +53,37 @@ def gaussian(lengths: list[int], rounds: int) -> list[dict]:
         sparse = result["density"] <= 0.05 and result["length"] >= 512
         result["aim"] = 0.35 if sparse else 1.3
     return results
+
+
+def one_utterance(lengths: list[int], rounds: int) -> None:
+    """B = 1: what a call itself costs is a part of it. In seconds of the processor, one clock for all threads."""
+    torch.manual_seed(0)
+    rows: list[list[object]] = []
+    for length in lengths:
+        query, key, value = (torch.randn(1, ONE_HEADS, length, WIDTH) for _ in range(3))
+        for alpha in CALIBRATED:
+            alphas = torch.linspace(1.1, 1.4, ONE_HEADS) if alpha is None else torch.full((ONE_HEADS,), alpha)
+            both = {
+                "softmax": with_gradients(F.scaled_dot_product_attention, [query, key, value]),
+                "entmax": with_gradients(entmax_attention, [query, key, value, alphas]),
+            }
+            turns = max(rounds, min(200, 2_000_000 // length**2))
+            seconds = compare(both, turns, clock=time.process_time)
+            with torch.inference_mode():
+                alone = compare(
+                    {
+                        "softmax": partial(F.scaled_dot_product_attention, query, key, value),
+                        "entmax": partial(entmax_attention, query, key, value, alphas),
+                    },
+                    turns,
+                    clock=time.process_time,
+                )
+                weights = entmax_attention(query, key, value, alphas, return_weights=True)[1]
+            density = (weights > 0).float().mean().item()
+            ratios = [taken["entmax"] / taken["softmax"] for taken in (seconds, alone)]
+            rows.append([length, "1.1 … 1.4" if alpha is None else alpha, density, *ratios, 1.0])
+    heading = [f"one utterance, H = {ONE_HEADS}: T", "α", "density", "ratio to SDPA", "forward alone", "aim"]
+    print(table(heading, rows) + "\n")
 
 
 def trained(checkpoint: Path, rounds: int) -> None:
@@ -153,6 +189,7 @@ def main() -> None:
         results = gaussian(arguments.lengths, arguments.rounds)
         heading = ["T", "α", "density", "ratio to SDPA", "aim"]
         print(table(heading, [[r[k] for k in ("length", "alpha", "density", "ratio", "aim")] for r in results]), "\n")
+        one_utterance(arguments.lengths, arguments.rounds)
         if arguments.checkpoint:
             trained(arguments.checkpoint, arguments.rounds)
     if arguments.plot:

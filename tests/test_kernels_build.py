@@ -149,6 +149,68 @@ def test_a_damaged_library_is_made_anew(tmp_path, native, monkeypatch):
     assert hasattr(build.load("entmax"), "entmax_forward")
 
 
+@pytest.mark.parametrize("damage", ["one bit", "cut short", "folder", "link", "writable by others"])
+def test_what_stands_in_the_place_of_a_library_is_not_run(tmp_path, native, monkeypatch, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load("reading")
+    (file,) = (tmp_path / "hf_entmax_asr" / "kernels").iterdir()
+    content = file.read_bytes()
+    file.rename(tmp_path / "moved")
+    if damage == "folder":
+        file.mkdir()
+    elif damage == "link":
+        file.symlink_to(tmp_path / "moved")
+    elif damage == "writable by others":
+        file.write_bytes(content)
+        file.chmod(0o777)
+    else:
+        file.write_bytes(content[:4000] if damage == "cut short" else bytes([content[0] ^ 1]) + content[1:])
+        file.chmod(0o700)
+    built = []
+    compile_one = build._compile
+    monkeypatch.setattr(build, "_compile", lambda *a: built.append(a) or compile_one(*a))
+    assert hasattr(build.load("reading"), "read_hard")
+    assert len(built) == 1
+    assert file.read_bytes() == content
+    assert build._distrust(file) is None
+
+
+@pytest.mark.parametrize("who", ["others may write", "link"])
+def test_a_folder_that_others_rule_is_not_used(tmp_path, monkeypatch, who):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = build.cache_folder()
+    assert build.trusted_folder() == folder
+    if who == "link":
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.chmod(0o777)
+    build._private_folder.cache_clear()
+    with pytest.warns(RuntimeWarning, match="for this process alone.*kernels"):
+        private = build.trusted_folder()
+    assert private == build.trusted_folder() != folder
+    assert private.stat().st_mode & 0o077 == 0
+
+
+def test_a_compiler_that_never_returns_is_ended_with_its_children(tmp_path, monkeypatch):
+    endless = tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nsleep 100 &\nsleep 100\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(build, "SECONDS_TO_COMPILE", 0.2)
+    with pytest.raises(build.BuildError, match=r"did not end within 0\.2 s"):
+        build._run([str(endless)])
+
+
+def test_left_overs_of_killed_builds_are_cleared(tmp_path):
+    old, young = tmp_path / ".entmax-old", tmp_path / ".entmax-young"
+    old.mkdir()
+    young.mkdir()
+    os.utime(old, (0, 0))
+    build._clear_left_overs(tmp_path)
+    assert not old.exists()
+    assert young.exists()
+
+
 def test_other_sources_get_another_name(tmp_path, monkeypatch):
     command = ["g++"]
     before = build._key("entmax", command)

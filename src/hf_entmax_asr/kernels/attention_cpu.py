@@ -4,15 +4,17 @@ Inside, tensors are float32, α excepted. The weights are never a (T, S) matrix:
 and what is not 0 is kept for the backward as far as `kept_entries` allows; the rest is computed again.
 """
 
-import ctypes
 import math
+import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hf_entmax_asr.kernels.attention_inputs import OPTIONS, TENSORS, AttentionInputs
-from hf_entmax_asr.kernels.libraries import call
+from hf_entmax_asr.kernels.libraries import call, needs_an_operator
 
 KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each at most
 MOST_LANES = 16  # of a vector
@@ -32,49 +34,50 @@ class _Kept(NamedTuple):
 _KEPT_SCHEMA = ", ".join(f"Tensor {name}" for name in _Kept._fields)
 
 
-class _Problem(ctypes.Structure):
-    """struct Problem of csrc/attention.h."""
+_PROBLEM = struct.Struct(
+    "@10i 2f Q 3P 9q P 2q P 4q P 4q 5P q P P 3q P 3q 3P 3q 2P 4q"
+)  # struct Problem of csrc/attention.h
 
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("batch", "heads", "queries", "keys", "width", "value_width")),
-        ("causal", ctypes.c_int32),
-        ("chunks", ctypes.c_int32),
-        ("chunk_size", ctypes.c_int32),
-        ("left_chunks", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("dropout", ctypes.c_float),
-        ("seed", ctypes.c_uint64),
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
-        *((f"{name}_stride", ctypes.c_int64 * 3) for name in ("query", "key", "value")),
-        ("alpha", ctypes.c_void_p),
-        ("alpha_stride", ctypes.c_int64 * 2),
-        ("allowed", ctypes.c_void_p),
-        ("allowed_stride", ctypes.c_int64 * 4),
-        ("bias", ctypes.c_void_p),
-        ("bias_stride", ctypes.c_int64 * 4),
-        *((name, ctypes.c_void_p) for name in ("stats", "kept_at", "kept_count", "kept_weights", "kept_places")),
-        ("capacity", ctypes.c_int64),
-        ("kept_used", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("out_stride", ctypes.c_int64 * 3),
-        ("grad", ctypes.c_void_p),
-        ("grad_stride", ctypes.c_int64 * 3),
-        *((name, ctypes.c_void_p) for name in ("d_query", "d_key", "d_value")),
-        ("d_query_stride", ctypes.c_int64 * 3),
-        ("d_alpha", ctypes.c_void_p),
-        ("d_bias", ctypes.c_void_p),
-        ("d_bias_stride", ctypes.c_int64 * 4),
-    )
 
-    def put(self, **tensors: Tensor | None) -> None:
-        """Fields from tensors: the pointer, and the strides where the structure has a place for them."""
-        for name, tensor in tensors.items():
-            if tensor is None:
-                continue
-            setattr(self, name, tensor.data_ptr())
-            strides = getattr(self, f"{name}_stride", None)
-            for d in range(0 if strides is None else len(strides)):
-                strides[d] = tensor.stride(d)  # type: ignore[index]
+class _Problem:
+    """The fields of struct Problem, in its order. A call of ten microseconds has no time for a ctypes.Structure whose
+    fields are set one by one."""
+
+    def __init__(self, inputs: AttentionInputs):
+        self.sizes = batch, heads, queries, _ = inputs.sizes
+        query, key, value = (
+            t if t.stride(-1) == 1 else t.contiguous() for t in (inputs.query, inputs.key, inputs.value)
+        )
+        alpha = inputs.alpha
+        self.held = [query, key, value, alpha, inputs.mask, inputs.bias]  # must outlive the call
+        self.widths = query.shape[3], value.shape[3]
+        self.chunks = _chunks(batch * heads, queries)
+        self.options = inputs.scale, inputs.dropout_p, 0 if inputs.seed is None else int(inputs.seed)
+        self.reach = inputs.chunk_size, inputs.left_chunks
+        self.is_causal = inputs.is_causal
+        strides = [s if n > 1 else 0 for s, n in zip(alpha.stride()[:2], alpha.shape[:2], strict=True)]
+        self.given = [query.data_ptr(), key.data_ptr(), value.data_ptr()]
+        self.given += [*query.stride()[:3], *key.stride()[:3], *value.stride()[:3], alpha.data_ptr(), *strides]
+        for tensor in (inputs.mask, inputs.bias):
+            self.given += _place(None if tensor is None else tensor.expand(self.sizes), 4)
+        self.kept: list[int] = [0] * 7  # pointers of _Kept, capacity, pointer of how much is used
+        self.out, self.grads = [0] * 4, [0] * 16
+
+    def keep(self, kept: "_Kept", used: Tensor | None) -> None:
+        self.kept = [*(t.data_ptr() for t in kept), kept.kept_weights.numel(), 0 if used is None else used.data_ptr()]
+
+    def call(self, library: str) -> None:
+        scale, dropout, seed = self.options
+        packed = _PROBLEM.pack(
+            *self.sizes, *self.widths, self.is_causal, self.chunks, *self.reach, scale, dropout, seed,
+            *self.given, *self.kept, *self.out, *self.grads,
+        )  # fmt: skip
+        call(library, library if library == "attention_backward" else "attention_forward", packed)
+
+
+def _place(tensor: Tensor | None, dims: int) -> list[int]:
+    """Pointer and strides; nothing where there is none."""
+    return [0] * (1 + dims) if tensor is None else [tensor.data_ptr(), *tensor.stride()[:dims]]
 
 
 def entmax_attention(inputs: AttentionInputs) -> Tensor:
@@ -89,9 +92,11 @@ def entmax_attention(inputs: AttentionInputs) -> Tensor:
         mask=None if mask is None else _as_4_dims(mask),
         bias=None if bias is None else _as_4_dims(bias.float()),
     ).with_seed()
-    # A decoding step is so short that torch's way to an operator would take as long as the operator.
-    if keep or torch.compiler.is_compiling() or any(type(t) is not Tensor for t in wide.tensors if t is not None):
+    # torch's way to an operator of Python's takes as long as attention over a hundred keys.
+    if needs_an_operator(*wide.tensors):
         out = attend(*wide, keep)[0]
+    elif keep:
+        out = _Attend.apply(*wide)
     else:
         out = _attend(wide, None)
     return out.to(inputs.value.dtype)
@@ -114,13 +119,12 @@ def _attend(inputs: AttentionInputs, kept: _Kept | None) -> Tensor:
     out = _as_model(inputs.value, inputs.query.shape[2])
     if not out.numel():
         return out
-    problem, _held = _problem(inputs)
-    problem.put(out=out)
+    problem = _Problem(inputs)
+    problem.out = _place(out, 3)
     used = None if kept is None else torch.zeros(1, dtype=torch.int64)
     if kept is not None:
-        problem.put(**kept._asdict(), kept_used=used)
-        problem.capacity = kept.kept_weights.numel()
-    call("attention", "attention_forward", ctypes.byref(problem))
+        problem.keep(kept, used)
+    problem.call("attention")
     return out
 
 
@@ -162,14 +166,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     return _as_model(inputs.value, inputs.query.shape[2]), *_room_to_keep(inputs, keep)
 
 
-@torch.library.custom_op(
-    "hf_entmax_asr::attend_in_chunks_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor grad, {TENSORS}, {_KEPT_SCHEMA}, {OPTIONS}, bool for_alpha, bool for_bias) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, and where asked (else empty) of α (B, H, 1, 1) and of the bias."""
     inputs, kept, (for_alpha, for_bias) = AttentionInputs.split(arguments, saved=len(_Kept._fields))
     query, key, value, bias = inputs.query, inputs.key, inputs.value, inputs.bias
@@ -178,26 +175,34 @@ def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tens
     d_alpha = query.new_zeros(sizes[:3]) if for_alpha else query.new_empty(0)
     d_bias = query.new_zeros(bias.shape if bias is not None and for_bias else (0,))
     if query.numel() and key.numel() and value.numel():
-        problem, _held = _problem(inputs)
+        problem = _Problem(inputs)
         if for_bias and d_bias.shape[2] == 1:  # all rows add to one
             problem.chunks = 1
         d_key = query.new_empty(problem.chunks, batch, keys, heads, key.shape[3])
         d_value = query.new_empty(problem.chunks, batch, keys, heads, value.shape[3])
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-        problem.put(
-            **_Kept(*kept)._asdict(),
-            grad=grad,
-            d_query=d_query,
-            d_key=d_key,
-            d_value=d_value,
-            d_alpha=d_alpha if for_alpha else None,
-            d_bias=d_bias.expand(sizes) if for_bias else None,
-        )
-        call("attention_backward", "attention_backward", ctypes.byref(problem))
+        problem.keep(_Kept(*kept), None)
+        problem.grads = [
+            *_place(grad, 3), d_query.data_ptr(), d_key.data_ptr(), d_value.data_ptr(), *d_query.stride()[:3],
+            d_alpha.data_ptr() if for_alpha else 0, *_place(d_bias.expand(sizes) if for_bias else None, 4),
+        ]  # fmt: skip
+        problem.call("attention_backward")
         d_key, d_value = ((t[0] if len(t) == 1 else t.sum(0)).transpose(1, 2) for t in (d_key, d_value))
     else:
         d_query, d_key, d_value = (t.new_zeros(t.shape) for t in (query, key, value))
     return d_query, d_key, d_value, d_alpha.sum(2)[..., None, None] if for_alpha else d_alpha, d_bias
+
+
+@torch.library.custom_op(
+    "hf_entmax_asr::attend_in_chunks_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor grad, {TENSORS}, {_KEPT_SCHEMA}, {OPTIONS}, bool for_alpha, bool for_bias) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def attend_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `_gradients`."""
+    return _gradients(grad, *arguments)
 
 
 @attend_backward.register_fake
@@ -222,39 +227,46 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _backward_with(attend_backward, ctx, grad)
+
+
+def _backward_with(gradients: Callable, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     if grad is None:
         return (None,) * len(needs)
     wanted = AttentionInputs.split(needs)[0]
     arguments = (*ctx.saved_tensors, *ctx.options, wanted.alpha, wanted.bias)
     inputs = AttentionInputs.split(arguments, saved=len(_Kept._fields))[0]
-    *gradients, d_alpha, d_bias = attend_backward(grad, *arguments)
+    *of_tensors, d_alpha, d_bias = gradients(grad, *arguments)
     if wanted.alpha:
         d_alpha = d_alpha.double().sum_to_size(inputs.alpha.shape)
-    every = (*gradients, d_alpha, None, d_bias, *(None,) * 7)
+    every = (*of_tensors, d_alpha, None, d_bias, *[None] * (len(needs) - 6))
     return tuple(g if need else None for g, need in zip(every, needs, strict=True))
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
 
 
+class _Attend(torch.autograd.Function):
+    """`attend` with its gradients, without an operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs = AttentionInputs(*arguments)
+        kept = _room_to_keep(inputs, keep=True)
+        out = _attend(inputs, kept)
+        ctx.options = inputs.options
+        ctx.save_for_backward(*inputs.tensors, *kept)
+        ctx.set_materialize_grads(False)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward_with(_gradients, ctx, grad)
+
+
 def _chunks(pairs: int, queries: int) -> int:
     """Into how many parts the rows of each head are cut, so that every thread has work."""
     threads = torch.get_num_threads()
     return 1 if pairs >= threads else max(1, min(math.ceil(2 * threads / pairs), queries // 64))
-
-
-def _problem(inputs: AttentionInputs) -> tuple[_Problem, list[Tensor | None]]:
-    """What the C side needs of the inputs, and the tensors that must stay alive for it."""
-    batch, heads, queries, keys = sizes = inputs.sizes
-    width, value_width = inputs.query.shape[3], inputs.value.shape[3]
-    problem = _Problem(batch, heads, queries, keys, width, value_width, inputs.is_causal)
-    problem.scale, problem.dropout = inputs.scale, inputs.dropout_p
-    problem.chunk_size, problem.left_chunks = inputs.chunk_size, inputs.left_chunks
-    problem.chunks = _chunks(batch * heads, queries)
-    problem.seed = 0 if inputs.seed is None else int(inputs.seed)
-    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (inputs.query, inputs.key, inputs.value))
-    allowed, bias = (None if t is None else t.expand(sizes) for t in (inputs.mask, inputs.bias))
-    alpha = inputs.alpha.expand(batch, heads, 1, 1)
-    problem.put(query=query, key=key, value=value, alpha=alpha, allowed=allowed, bias=bias)
-    return problem, [query, key, value, alpha, allowed, bias]

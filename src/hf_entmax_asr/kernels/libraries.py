@@ -54,6 +54,17 @@ def call(library: str, function: str, *arguments: Any) -> None:
         raise MemoryError(f"{function} found no memory for its working space.")
 
 
+def needs_an_operator(*tensors: Tensor | None) -> bool:
+    """Whether a call must go through torch's dispatcher: a graph is being made, a transform or a mode of torch wants to
+    see it, or a tensor is of a kind that has no memory of its own."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors if t is not None)
+    )
+
+
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
@@ -101,6 +112,6 @@ def cpu_status() -> list[str]:
     runtime = _openmp()[1]
     threads = "threads of its own, one set a call" if _State.forked or runtime is None else runtime
     return [
-        f"CPU: native, {features}, from {build.cache_folder()}",
+        f"CPU: native, {features}, from {build.trusted_folder()}",
         f"threads: {torch.get_num_threads()} (torch.set_num_threads), run by {threads}",
     ]

@@ -49,10 +49,18 @@ def entmax(scores: Tensor, alpha: float | Tensor, dim: int = -1, mask: Tensor | 
     Raises:
         ValueError: α outside [1, 2] (checked for numbers and CPU tensors), or varying along `dim`; scores that are not
             floating point; a mask that is not boolean.
+        IndexError: `scores` have no such dimension. (A single number counts as a row of one.)
     """
+    if scores.dim() == 0 and dim in (-1, 0):
+        return entmax(scores[None], alpha, -1, mask).reshape(())
+    if not -scores.dim() <= dim < scores.dim():
+        raise IndexError(f"dim = {dim} is no dimension of scores of shape {tuple(scores.shape)}.")
     dim = dim % scores.dim() - scores.dim()  # negative: stays right when broadcasting adds dimensions in front
     alpha = _checked_alpha(alpha, scores, dim)
     _check_dtypes(scores, mask)
+    if scores.numel() == 0:  # rows of no scores have no largest one
+        shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
+        return scores.expand(shape) * alpha.to(scores.dtype)
     if native_entmax is not None:
         weights = native_entmax(scores, alpha, dim, mask)
         if weights is not None:
