@@ -80,8 +80,9 @@ class TokenWriter:
         states = states.to(next(self.model.get_decoder().parameters()).dtype)
         for layer, held in zip(self._layers, self.cache.cross_attention_cache.layers, strict=True):
             layer.take_in(states, held, more)  # type: ignore[arg-type]
-            if held.progress is not None:  # heads that do not count may have been sent beyond the end
-                held.progress = held.progress.clamp(max=max(0, self.positions - 1 + more))
+            progress = getattr(held, "progress", None)
+            if progress is not None:  # heads that do not count may have been sent beyond the end
+                held.progress = progress.clamp(max=max(0, self.positions - 1 + more))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def write(self) -> WrittenToken | None:

@@ -220,7 +220,7 @@ class StreamSession:
         self._encoder = IncrementalEncoder(self.model.get_encoder(), extractor, self.chunks)
         self._writer = TokenWriter(self.model, self.prompt)
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
-        self._recent = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
+        self._recent: Tensor = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
         self._ids: list[int] = []
         self._committed = self._held_back = ""
 
