@@ -16,7 +16,6 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,13 +41,7 @@ def evenly(count: int, wanted: int | None) -> list[int]:
 
 def recordings(corpus: str, split: str, wanted: int | None) -> list[np.ndarray]:
     rows = read_split(corpus, split)
-    return [waveform_of(rows[i]["audio"]) for i in evenly(len(rows), wanted)]
-
-
-def waveform_of(audio: Any) -> np.ndarray:
-    if isinstance(audio, str | Path):
-        return np.asarray(read_audio(audio, RATE))
-    return np.asarray(audio["array"], dtype=np.float32)
+    return [read_audio(rows[i]["audio"], sampling_rate=RATE) for i in evenly(len(rows), wanted)]
 
 
 def batches(waves: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

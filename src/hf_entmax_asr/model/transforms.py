@@ -138,15 +138,20 @@ class LearnedEntmax(AttentionTransform):
         """(H,) the learned factor of each head's scores; None where there is none."""
         return self.log_scale.float().exp() if hasattr(self, "log_scale") else None
 
-    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        factor = self.logit_scale()
+    def forward(  # type: ignore[override]
+        self, scores: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, float | Tensor]:
+        """The weights; without scores, what `as_entmax` gives."""
+        alpha, factor = self.alpha(), self.logit_scale()
+        if scores is None:
+            return alpha, 1.0 if factor is None else factor
         if factor is not None:
             scores = scores * factor.to(scores.dtype).view(-1, 1, 1)
-        return entmax(scores, self.alpha().view(-1, 1, 1), mask=mask)
+        return entmax(scores, alpha.view(-1, 1, 1), mask=mask)
 
     def as_entmax(self) -> tuple[float | Tensor, float | Tensor]:
-        factor = self.logit_scale()
-        return self.alpha(), 1.0 if factor is None else factor
+        # A call, so that hooks which bring a module's parameters from elsewhere (accelerate's offloading) bring these.
+        return self(None)
 
 
 class TopkSoftmax(AttentionTransform):
