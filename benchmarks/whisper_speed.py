@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoProcessor, WhisperForConditionalGeneration
+from transformers.utils import logging
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.audio import read_audio
@@ -149,6 +150,8 @@ def main() -> None:
     options.add_argument("--utterances", type=int, default=16, help="of the split, evenly spaced (0: all)")
     options.add_argument("--tokens", type=int, default=100, help="at most, for a recording")
     arguments = options.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     ours = load_recogniser(arguments.checkpoint, device="cpu")
     ours[1].feature_extractor.min_seconds = 0.0  # windows as long as the audio
     theirs = (

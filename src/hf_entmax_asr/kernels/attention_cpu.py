@@ -147,7 +147,7 @@ def _as_model(x: Tensor, rows: int) -> Tensor:
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::attend",
+    "hf_entmax_asr::attention",
     mutates_args=(),
     device_types="cpu",
     schema=f"({TENSORS}, {OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -193,7 +193,7 @@ def _gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, T
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::attend_backward",
+    "hf_entmax_asr::attention_backward",
     mutates_args=(),
     device_types="cpu",
     schema=f"(Tensor grad, {TENSORS}, {_KEPT_SCHEMA}, {OPTIONS}, bool for_alpha, bool for_bias) -> "
