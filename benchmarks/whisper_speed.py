@@ -16,13 +16,13 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoProcessor, WhisperForConditionalGeneration
+from transformers.utils import logging
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.audio import read_audio
@@ -42,13 +42,7 @@ def evenly(count: int, wanted: int | None) -> list[int]:
 
 def recordings(corpus: str, split: str, wanted: int | None) -> list[np.ndarray]:
     rows = read_split(corpus, split)
-    return [waveform_of(rows[i]["audio"]) for i in evenly(len(rows), wanted)]
-
-
-def waveform_of(audio: Any) -> np.ndarray:
-    if isinstance(audio, str | Path):
-        return np.asarray(read_audio(audio, RATE))
-    return np.asarray(audio["array"], dtype=np.float32)
+    return [read_audio(rows[i]["audio"], sampling_rate=RATE) for i in evenly(len(rows), wanted)]
 
 
 def batches(waves: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -80,7 +74,7 @@ def softmax_by_torch() -> Iterator[None]:
     def attention(query: Any, key: Any, value: Any, *_: Any, scale: float | None = None, **__: Any) -> torch.Tensor:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
-    before, transforms.entmax_attention = transforms.entmax_attention, attention  # type: ignore[assignment]
+    before, transforms.entmax_attention = transforms.entmax_attention, attention
     try:
         yield
     finally:
@@ -92,7 +86,7 @@ def whole_split(ours: tuple, theirs: tuple, waves: list[np.ndarray], arguments: 
     for size in BATCH_SIZES:
         count: dict[str, int] = {}
 
-        def run(name: str, pair: tuple, size: int = size, count: dict = count, **padding: Any) -> Callable[[], object]:
+        def run(name: str, pair: tuple[Any, Any], size: int = size, count: dict = count, **padding: Any) -> Callable[[], object]:
             return lambda: count.update({name: transcribe(*pair, waves, size, arguments.tokens, **padding)})
 
         contestants = {"theirs": run("theirs", theirs), "ours": run("ours", ours, padding=True)}
@@ -156,6 +150,8 @@ def main() -> None:
     options.add_argument("--utterances", type=int, default=16, help="of the split, evenly spaced (0: all)")
     options.add_argument("--tokens", type=int, default=100, help="at most, for a recording")
     arguments = options.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     ours = load_recogniser(arguments.checkpoint, device="cpu")
     ours[1].feature_extractor.min_seconds = 0.0  # windows as long as the audio
     theirs = (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_entmax_asr.model.entmax as entmax_module
-from hf_entmax_asr import entmax, entmax15, softmax, sparsemax, topk_softmax
+from hf_entmax_asr import entmax, entmax15, kernels, softmax, sparsemax, topk_softmax
 from reference import entmax_alpha_derivative, entmax_by_bisection, sparsemax_by_sorting
 from support.hard_cases import backward_terms, hard_rows
 
@@ -353,3 +353,18 @@ def test_compiled_equals_eager():
     eager, graph = (torch.autograd.grad(result, (scores, alpha), upstream) for result in results)
     for a, b in zip(graph, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["eager", "auto"])
+def test_numbers_and_rows_of_nothing(mode):
+    with kernels.use(mode):
+        assert entmax(torch.tensor(3.0), 1.5) == 1
+        assert entmax(torch.tensor(3.0), 1.5, mask=torch.tensor(False)) == 0
+        for shape in ((3, 0), (0, 3)):
+            scores, alpha = torch.zeros(shape, requires_grad=True), torch.full((), 1.5, requires_grad=True)
+            weights = entmax(scores, alpha)
+            assert weights.shape == shape
+            assert [tuple(g.shape) for g in torch.autograd.grad(weights.sum(), [scores, alpha])] == [shape, ()]
+        for dim in (2, -3):
+            with pytest.raises(IndexError, match=f"dim = {dim}"):
+                entmax(torch.zeros(2, 2), 1.5, dim=dim)

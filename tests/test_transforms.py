@@ -62,3 +62,16 @@ def test_self_attention_adds_a_bias_to_its_scores():
     assert (weights[..., 2] == 1).all()  # every position reads position 2 alone
     torch.testing.assert_close(output, attention.out_proj(attention.v_proj(x))[:, 2:3].expand(3, 6, 16))
     torch.testing.assert_close(attention(x, bias=bias)[0], output)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_parameters_that_a_hook_brings_are_there_when_they_are_read(need_weights):
+    accelerate = pytest.importorskip("accelerate")
+    config = small_config(entmax_logit_scale=True)
+    transform = make_transform("entmax", config, 2)
+    transform.reset_parameters()
+    query, key, value = (torch.randn(1, 2, 3, 4) for _ in range(3))
+    expected = transform.attend(query, key, value, scale=0.5, need_weights=need_weights)[0]
+    accelerate.cpu_offload(transform, execution_device="cpu")
+    assert transform.alpha_logit.is_meta
+    torch.testing.assert_close(transform.attend(query, key, value, scale=0.5, need_weights=need_weights)[0], expected)

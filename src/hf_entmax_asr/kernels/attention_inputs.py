@@ -8,7 +8,7 @@ from torch import Tensor
 
 # An operator of torch takes no record: those of attention take its fields in this order, a backward with what the
 # forward saved between the tensors and the options. (The graphs that torch.compile keeps on disk call an operator with
-# the arguments it had: another order needs other names.)
+# the arguments it had, and for outputs of the sizes they had: others need other names.)
 TENSORS = "Tensor query, Tensor key, Tensor value, Tensor alpha, Tensor? mask, Tensor? bias, Tensor? seed"
 OPTIONS = "bool is_causal, float scale, float dropout_p, int chunk_size, int left_chunks"
 
