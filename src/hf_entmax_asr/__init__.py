@@ -14,6 +14,7 @@ from .model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration, Entmax
 from .model.processing_entmax_asr import EntmaxAsrProcessor
 
 if TYPE_CHECKING:
+    from .model.pipeline_entmax_asr import EntmaxAsrPipeline
     from .recognition import Transcript, load_recogniser, transcribe_files
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "EntmaxAsrFeatureExtractor",
     "EntmaxAsrForConditionalGeneration",
     "EntmaxAsrModel",
+    "EntmaxAsrPipeline",
     "EntmaxAsrProcessor",
     "Transcript",
     "entmax",
@@ -47,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from . import recognition
 
         return getattr(recognition, name)
+    if name == "EntmaxAsrPipeline":  # transformers takes a second to import its pipelines
+        from .model.pipeline_entmax_asr import EntmaxAsrPipeline
+
+        return EntmaxAsrPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -155,6 +155,17 @@ class EntmaxAsrConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
 
+    # Found by `pipeline("entmax-asr", checkpoint, trust_remote_code=True)`. The stock task is not claimed: transformers
+    # would then refuse it without trust_remote_code.
+    custom_pipelines = {  # noqa: RUF012
+        "entmax-asr": {
+            "impl": "pipeline_entmax_asr.EntmaxAsrPipeline",
+            "pt": ["AutoModelForSpeechSeq2Seq"],
+            "tf": [],
+            "type": "multimodal",
+        }
+    }
+
     vocab_size: int = 5000
     num_mel_bins: int = 80
     d_model: int = 512

@@ -162,3 +162,17 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         finally:
             self.train(training)
         return outputs.boundaries
+
+    def transcriber(self, processor: Any, **options: Any) -> Any:
+        """A pipeline of this model: audio of any length to text, with times of words where they are asked for.
+
+        Args:
+            processor: with the feature extractor and the tokenizer of this model.
+            options: of `EntmaxAsrPipeline`.
+        """
+        # Here, because transformers takes a second to import its pipelines.
+        from .pipeline_entmax_asr import EntmaxAsrPipeline
+
+        return EntmaxAsrPipeline(
+            self, feature_extractor=processor.feature_extractor, tokenizer=processor.tokenizer, **options
+        )

@@ -203,7 +203,14 @@ def _put_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _generation_config(whisper: GenerationConfig, config: EntmaxAsrConfig) -> GenerationConfig:
-    names = ("suppress_tokens", "begin_suppress_tokens", "is_multilingual", "lang_to_id", "task_to_id")
+    names = (
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "is_multilingual",
+        "lang_to_id",
+        "task_to_id",
+        "alignment_heads",
+    )
     kept = {name: getattr(whisper, name) for name in (*names, "no_timestamps_token_id") if hasattr(whisper, name)}
     return GenerationConfig(
         decoder_start_token_id=config.decoder_start_token_id,
