@@ -14,6 +14,10 @@ help:  ## list the targets
 demo: $(STAMP)  ## train a small recogniser on real speech (about 5 minutes on 2 cores) and show what it learned
 	$(RUN) scripts/demo.py --output demo_output
 
+.PHONY: pretrained
+pretrained: $(STAMP)  ## from Whisper tiny.en to a sparse, monotonic recogniser of free speech (about 30 minutes on 2 cores)
+	$(RUN) -m experiments.from_whisper.road --output pretrained_output
+
 .PHONY: table
 table: $(STAMP)  ## the demo's model with softmax, sparsemax, entmax15 and entmax, same budget (about 40 minutes)
 	$(RUN) -m experiments.transforms_on_prompts
@@ -43,7 +47,7 @@ check: $(STAMP)  ## ruff, mypy, import contracts
 
 .PHONY: clean
 clean:  ## remove the environment and what runs have written
-	rm -rf $(VENV) demo_output runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_output pretrained_output runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(STAMP): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -35,7 +35,9 @@ from hf_entmax_asr.analysis.findings import findings
 from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
 from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
 from hf_entmax_asr.analysis.report import write_report
+from hf_entmax_asr.atomic_files import check_folder_writable
 from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition import DataError
 from hf_entmax_asr.recognition.attention_section import find_card, write_attention_section
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
@@ -55,6 +57,7 @@ def parse() -> argparse.Namespace:
         "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
     )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--lower-case", action="store_true", help="of the texts, as data.lower_case in training")
     parser.add_argument("--max-utterances", type=int, help="only the first so many")
     parser.add_argument(
         "--labels", help="phonemes: a folder of ID.TextGrid or *.ctm files, or 'pocketsphinx' to align English"
@@ -191,10 +194,12 @@ def _decimals(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+@reports_errors("analyze.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    check_folder_writable(arguments.out)  # before the work
     checkpoints = [arguments.checkpoint, *arguments.compare]
     try:
         if not arguments.json_only and importlib.util.find_spec("matplotlib") is None:
@@ -203,7 +208,9 @@ def main() -> int:
             find_card(arguments.checkpoint)  # that there is none is known now, not after the analysis
         names = _names(checkpoints)
         labels = load_labels(arguments.labels, arguments.tier)
-        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
+        rows = read_split(
+            arguments.data, arguments.split, arguments.corpus, arguments.max_utterances, arguments.lower_case
+        )
         recognisers = [load_recogniser(checkpoint, arguments.device) for checkpoint in checkpoints]
         documents = [
             measure(checkpoint, recogniser, rows, labels if number == 0 else None, arguments)

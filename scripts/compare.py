@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from hf_entmax_asr.corpora import text_rule, text_rules
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
 
 NAMES_SHOWN = 5
@@ -35,17 +36,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--normalization", choices=tuple(text_rules()), default="none", help="rule for the texts")
     parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
     parser.add_argument("--level", type=float, default=0.95, help="confidence of the interval (default: 0.95)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 < arguments.level < 1:
+        parser.error(f"--level is {arguments.level}; it must lie between 0 and 1")
+    return arguments
 
 
 def read_results(path: Path) -> Results:
     results: Results = {}
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ResultError(f"{path} is not UTF-8: {error}") from error
+    lines = content.removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             name, texts = record["id"], (record["reference"], record["hypothesis"])
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(text, str) for text in (name, *texts)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{path}, line {number}: not a JSON object with id, reference and hypothesis"
             raise ResultError(message) from error
         if name in results:
@@ -100,6 +110,7 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
+@reports_errors("compare.py")
 def main() -> int:
     try:
         lines = compare(parse())

@@ -18,7 +18,8 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.pretrained import convert_whisper, converted_card
 
 
@@ -30,6 +31,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the recogniser")
     parser.add_argument("--language", help="what a multilingual one transcribes by default (en)")
     parser.add_argument("--task", default="transcribe", choices=("transcribe", "translate"))
+    parser.add_argument(
+        "--min-seconds", type=float, default=30.0, help="shorter audio is padded to that (30); 0 before fine-tuning"
+    )
     parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     return parser.parse_args(words)
@@ -46,6 +50,7 @@ def settings(pairs: list[str]) -> dict[str, object]:
     return result
 
 
+@reports_errors("convert_whisper.py")
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     disable_progress_bar()
@@ -53,8 +58,13 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.output.exists() and not arguments.overwrite:
             raise ValueError(f"{arguments.output} exists; name another folder, or add --overwrite")
+        check_folder_writable(arguments.output)  # before the work
         model, processor = convert_whisper(
-            arguments.whisper, language=arguments.language, task=arguments.task, **settings(arguments.config)
+            arguments.whisper,
+            language=arguments.language,
+            task=arguments.task,
+            min_seconds=arguments.min_seconds,
+            **settings(arguments.config),
         )
         with atomic_folder(arguments.output) as folder:
             model.save_pretrained(folder)

@@ -28,6 +28,7 @@ from hf_entmax_asr.analysis.word_ends import WordEndErrors, best_heads, word_end
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.prompts import read_word_times, write_compositions
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
@@ -232,6 +233,7 @@ def show(report: dict[str, Any]) -> None:
     print(f"  heard {report['pipeline']['text']}")
 
 
+@reports_errors("demo.py")
 def main() -> int:
     arguments = parse()
     started = time.monotonic()

@@ -20,8 +20,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.atomic_files import check_writable, write_text_atomically
 from hf_entmax_asr.corpora import CORPORA, text_rule, text_rules
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import Edit, Scores, align, bootstrap_interval, confusions, count_edits, html_report
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
         "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
     )
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--lower-case", action="store_true", help="of the references, as data.lower_case in training")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
     parser.add_argument(
@@ -136,10 +138,13 @@ def print_scores(heading: str, summary: list[tuple[str, str]], alignments: list[
         print(f"Most frequent confusions: {', '.join(pairs)}")
 
 
+@reports_errors("evaluate.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for path in filter(None, (arguments.output, arguments.report)):
+        check_writable(path)  # before the work
     try:
         rule = text_rule(arguments.normalization, arguments.spelling_table)
     except (ValueError, FileNotFoundError) as error:
@@ -148,7 +153,14 @@ def main() -> int:
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
         model = with_language_model(model, processor, arguments)
-        rows = read_split(arguments.data, arguments.split, arguments.corpus, arguments.max_utterances)
+        rows = read_split(
+            arguments.data,
+            arguments.split,
+            arguments.corpus,
+            arguments.max_utterances,
+            arguments.lower_case,
+            empty_texts=True,
+        )
         utterances = prepare_split(rows, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (

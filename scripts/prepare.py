@@ -21,7 +21,9 @@ from pathlib import Path
 from datasets import concatenate_datasets
 from tqdm import tqdm
 
+from hf_entmax_asr.atomic_files import check_folder_writable
 from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.training.prepared_folder import (
     check_replaceable,
     is_up_to_date,
@@ -69,6 +71,7 @@ def parse() -> argparse.Namespace:
 
 def prepare(arguments: argparse.Namespace) -> None:
     corpus, output = CORPORA[arguments.corpus], arguments.output
+    check_folder_writable(output)
     check_replaceable(output)
     splits, report = corpus.read(
         arguments.root,
@@ -106,6 +109,7 @@ def training_command(arguments: argparse.Namespace, train: list[str]) -> str:
     )
 
 
+@reports_errors("prepare.py")
 def main() -> int:
     arguments = parse()
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)  # the report is printed as it is

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from hf_entmax_asr.error_messages import reports_errors
+
 PACKAGES = ("asterisk-core-sounds-en-g722", "asterisk-core-sounds-en")
 SOUNDS = Path("usr/share/asterisk/sounds/en_US_f_Allison")
 TRANSCRIPT = Path("usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -310,6 +312,7 @@ The full text stands in `LICENSE`. The rest of this repository has its own licen
 """
 
 
+@reports_errors("prepare_sample_corpus.py")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, help="folder with the two .deb files (default: apt-get download)")

@@ -22,8 +22,10 @@ from typing import Any
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.derived_card import derived_card
 from hf_entmax_asr.recognition.surgery import (
     Removed,
     attention_modules,
@@ -87,6 +89,7 @@ def heads_to_remove(model: Any, arguments: argparse.Namespace) -> Removed:
     return together
 
 
+@reports_errors("prune.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
@@ -94,6 +97,7 @@ def main() -> int:
     try:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
+        check_folder_writable(arguments.out)  # before the work
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
         removed = heads_to_remove(model, arguments)
         if not any(removed.values()):
@@ -107,6 +111,10 @@ def main() -> int:
     with atomic_folder(arguments.out) as folder:
         smaller.save_pretrained(folder)
         processor.save_pretrained(folder)
+        made = "Attention heads were removed for good (prune.py)."
+        write_text_atomically(
+            folder / "README.md", derived_card(arguments.checkpoint, arguments.out.name, smaller, made)
+        )
     for name, heads in removed.items():
         left = attention_modules(smaller)[name].num_heads
         print(f"{name}: without {', '.join(map(str, sorted(heads)))}; {left} left")

@@ -24,8 +24,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis import MapGroups, map_groups_of
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.derived_card import derived_card
 from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
 
 
@@ -58,6 +60,7 @@ def describe(side: str, proposal: MapGroups) -> str:
     )
 
 
+@reports_errors("reuse.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
@@ -67,6 +70,7 @@ def main() -> int:
     try:
         if arguments.out.exists():
             raise ValueError(f"{arguments.out} exists already; name another folder with --out")
+        check_folder_writable(arguments.out)  # before the work
         model, processor = load_recogniser(arguments.checkpoint, "cpu")
         budgets: dict[Literal["encoder", "decoder"], int | None] = {
             "encoder": arguments.budget,
@@ -87,6 +91,10 @@ def main() -> int:
     with atomic_folder(arguments.out) as folder:
         smaller.save_pretrained(folder)
         processor.save_pretrained(folder)
+        made = "Layers share self-attention maps (reuse.py)."
+        write_text_atomically(
+            folder / "README.md", derived_card(arguments.checkpoint, arguments.out.name, smaller, made)
+        )
     for name, sizes in groups.items():
         if sizes is not None:
             print(f"{name}: {len(sizes)} maps for {sum(sizes)} layers, groups of {', '.join(map(str, sizes))}")

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.pretrained import CalibratedHead, sparsify
 from hf_entmax_asr.recognition import CheckpointError, DataError, SpeechSeq2SeqCollator, load_recogniser
-from hf_entmax_asr.recognition.utterances import read_split
+from hf_entmax_asr.recognition.derived_card import derived_card
+from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -29,6 +32,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the sparse checkpoint")
     parser.add_argument("--corpus", default="folder", help="form of the data (folder)")
     parser.add_argument("--split", default="train", help="whose clips are used (train)")
+    parser.add_argument("--lower-case", action="store_true", help="of the texts, as data.lower_case in training")
     parser.add_argument("--clips", type=int, default=4, help="how many, evenly spaced over the split (4)")
     parser.add_argument("--max-relative-error", type=float, default=0.1, help="of what a head reads (0.1)")
     parser.add_argument(
@@ -55,6 +59,7 @@ def table(heads: list[CalibratedHead]) -> str:
     return "\n".join(lines)
 
 
+@reports_errors("sparsify.py")
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     disable_progress_bar()
@@ -62,19 +67,25 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.output.exists():
             raise DataError(f"{arguments.output} exists; name another folder")
+        check_folder_writable(arguments.output)  # before the work
         if arguments.clips < 1:
             raise DataError(f"--clips {arguments.clips} must be at least 1")
         model, processor = load_recogniser(arguments.checkpoint)
-        rows = read_split(arguments.data, arguments.split, arguments.corpus)
-        count = min(arguments.clips, len(rows))
+        rows = read_split(arguments.data, arguments.split, arguments.corpus, lower_case=arguments.lower_case)
+        clips = rows.select(evenly_spaced(len(rows), arguments.clips))
+        utterances = prepare_split(clips, processor)
         collate = SpeechSeq2SeqCollator(processor)
-        batches = (collate([rows[(2 * i + 1) * len(rows) // (2 * count)]]) for i in range(count))
+        batches = (collate([utterances.example(i)]) for i in range(len(utterances)))
         model, heads = sparsify(
             model, batches, max_relative_error=arguments.max_relative_error, kinds=tuple(arguments.kinds)
         )
         with atomic_folder(arguments.output) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
+            made = "Its attention was made sparse by calibration (sparsify.py)."
+            write_text_atomically(
+                folder / "README.md", derived_card(arguments.checkpoint, arguments.output.name, model, made)
+            )
     except (CheckpointError, OSError, ValueError) as error:
         print(f"sparsify.py: {error}", file=sys.stderr)
         return 1

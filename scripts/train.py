@@ -22,6 +22,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition import DataError
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 from hf_entmax_asr.training import RecipeError, TrainingDiverged, load_recipe, train
@@ -44,6 +45,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--push-to-hub", "--push_to_hub", metavar="REPO", help="upload the best checkpoint at the end")
     parser.add_argument("--private", action="store_true", help="make a new Hub repository private")
     arguments = parser.parse_args()
+    if arguments.stop_after is not None and arguments.stop_after < 1:
+        parser.error(f"--stop-after is {arguments.stop_after}; it must be at least 1")
     if arguments.recipe is None:
         if not arguments.resume:
             parser.error("--recipe is needed (without it only --resume knows what to do)")
@@ -58,6 +61,7 @@ def asked_for_processes_that_did_not_start() -> bool:
     return by_accelerate_on_cpu and "MASTER_PORT" in os.environ and not any(name in os.environ for name in worlds)
 
 
+@reports_errors("train.py")
 def main() -> int:
     arguments = parse()
     if asked_for_processes_that_did_not_start():

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
 from hf_entmax_asr.recognition.utterances import DataError, read_split
 
@@ -43,6 +44,7 @@ def read_texts(sources: list[Path], split: str, corpus: str) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
+@reports_errors("train_lm.py")
 def main() -> int:
     arguments = parse()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -15,11 +15,18 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.atomic_files import check_writable, write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
 from hf_entmax_asr.recognition import decoding_as
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.transcription import Transcript, find_audio, transcribe_files
+from hf_entmax_asr.recognition.transcription import (
+    Transcript,
+    find_audio,
+    left_out,
+    shown,
+    transcribe_files,
+)
 
 
 def parse() -> argparse.Namespace:
@@ -51,10 +58,16 @@ def formatted(transcripts: list[Transcript], form: str, several: bool) -> str:
     return "".join(f"{t.file}\t{t.text}\n" if several else f"{t.text}\n" for t in done)
 
 
+@reports_errors("transcribe.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
+    if arguments.output != "-":
+        check_writable(Path(arguments.output))  # before the work
     files = find_audio(arguments.audio)
+    if passed_over := left_out(arguments.audio):
+        suffixes = ", ".join(sorted({shown(path.suffix.lower() or path.name) for path in passed_over}))
+        print(f"transcribe.py: {len(passed_over)} files are left out, not named as audio: {suffixes}", file=sys.stderr)
     if not files:
         print(f"transcribe.py: no audio files in {', '.join(map(str, arguments.audio))}", file=sys.stderr)
         return 1

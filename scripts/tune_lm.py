@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import ErrorCounts, error_counts
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel, add_reading_options
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
@@ -64,6 +65,7 @@ def table(scores: dict[tuple[float, float], ErrorCounts]) -> str:
     return "\n".join(lines)
 
 
+@reports_errors("tune_lm.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
@@ -108,7 +110,11 @@ def main() -> int:
     rate = "WER" if arguments.unit == "word" else "CER"
     print(f"{rate} in percent, {len(utterances)} utterances of {arguments.split}, {arguments.num_beams} beams")
     print(table(scores))
-    print(f"Best: --lm {arguments.lm} --lm-weight {weight:g} --insertion-bonus {bonus:g}: {scores[weight, bonus]}")
+    ties = sum(counts.errors == scores[weight, bonus].errors for counts in scores.values()) - 1
+    tied = f" ({ties} other pairs make as few errors: try more utterances)" if ties else ""
+    print(
+        f"Best: --lm {arguments.lm} --lm-weight {weight:g} --insertion-bonus {bonus:g}: {scores[weight, bonus]}{tied}"
+    )
     return 0
 
 

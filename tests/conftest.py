@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# Tests run side by side, one on each core, and so do the programs that they start. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():  # Triton kernels are then tested in its interpreter; read when triton is imported

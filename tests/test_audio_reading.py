@@ -1,12 +1,13 @@
 """Reading audio files: what is decoded, mixed and resampled, and what is refused."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 import soundfile
 
-from hf_entmax_asr.audio import audio_duration, read_audio
+from hf_entmax_asr.audio import audio_duration, read_audio, reading
 
 
 def tone(seconds=0.2, rate=16_000, hertz=440.0):
@@ -83,3 +84,65 @@ def test_audio_is_resampled_and_rates_that_no_recording_has_are_refused(tmp_path
     for read in (read_audio, audio_duration):
         with pytest.raises(ValueError, match=r"a sampling rate of 999 Hz is not between 1,000 and 768,000 Hz.* header"):
             read(tmp_path / "slow.wav")
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16")]
+)
+def test_other_containers_are_read_whole_or_refused(tmp_path, kind, subtype):
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 32_000), 16_000, format=kind, subtype="PCM_16")
+    assert len(read_audio(path)) == 32_000
+    assert audio_duration(path) == 2.0
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    for read in (read_audio, audio_duration):
+        with pytest.raises(ValueError, match=r"cut short|cannot be decoded"):
+            read(path)
+
+
+def test_an_ogg_file_with_a_hole_is_refused(tmp_path):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 160_000), 16_000, subtype="VORBIS")
+    content = path.read_bytes()
+    pages = [i for i in range(len(content)) if content[i : i + 4] == b"OggS"]
+    assert len(pages) > 5
+    for holed, said in (
+        (content[: pages[3]] + content[pages[4] :], "its page 3 is missing"),
+        (content[: pages[3] + 40] + content[pages[4] :], "not whole"),
+    ):
+        path.write_bytes(holed)
+        for read in (read_audio, audio_duration):
+            with pytest.raises(ValueError, match=said):
+                read(path)
+
+
+def test_what_libsndfile_does_not_read_goes_to_ffmpeg(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.m4a"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(1.0)[None], format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    waveform = read_audio(path)
+    assert audio_duration(path) == pytest.approx(1.0, abs=0.15)
+    assert len(waveform) == pytest.approx(16_000, abs=2400)
+    assert np.abs(np.fft.rfft(waveform[4000:12_000])).argmax() == pytest.approx(220, abs=1)  # 440 Hz in half a second
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"a\.m4a: cannot be decoded"):
+        read_audio(path)
+
+
+def test_a_pipe_a_folder_and_hours_in_a_small_file_are_refused_at_once(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for read in (read_audio, audio_duration):
+        with pytest.raises(ValueError, match=r"pipe\.wav is no regular file, but a pipe"):
+            read(tmp_path / "pipe.wav")
+        with pytest.raises(ValueError, match="but a folder"):
+            read(tmp_path)
+    soundfile.write(tmp_path / "long.flac", np.zeros((3000, 2)), 1000)
+    monkeypatch.setattr(reading, "MOST_SAMPLES", 5999)
+    with pytest.raises(ValueError, match=r"long\.flac: it lasts 3 s, 6,000 samples; cut it first"):
+        read_audio(tmp_path / "long.flac")
+    assert audio_duration(tmp_path / "long.flac") == 3.0

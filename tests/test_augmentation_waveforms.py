@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from hf_entmax_asr.augmentation import WaveformPerturbation, add_noise, change_speed, find_noise_files
+from hf_entmax_asr.augmentation import WaveformPerturbation, add_noise, change_speed, find_noise_files, quietest_place
 
 RATE = 16_000
 
@@ -80,3 +80,37 @@ def test_recorded_noise_is_resampled_read_from_anywhere_and_repeated(tmp_path):
     assert len({round(float(a[0]), 6) for a in added}) > 4
     with pytest.raises(ValueError, match="nothing holds no audio files"):
         find_noise_files(tmp_path / "nothing")
+
+
+def test_a_share_of_the_utterances_gets_silence_around_or_in_its_quietest_place():
+    perturb, source = WaveformPerturbation(silence_share=0.4, silence_seconds=0.5), generator()
+    speech = np.concatenate([tone(400), np.zeros(1600, np.float32), tone(400)])
+    made = [perturb(speech, source) for _ in range(300)]
+    longer = [m for m in made if len(m) > len(speech)]
+    assert len(longer) / 300 == pytest.approx(0.4, abs=0.08)
+    assert max(len(m) for m in made) - len(speech) <= 3 * 0.5 * RATE
+    kinds = set()
+    for waveform in longer:
+        loud = np.flatnonzero(np.abs(waveform) > 0.1)
+        kinds.add("before" if loud[0] > 8 else "not before")
+        kinds.add("behind" if len(waveform) - loud[-1] > 8 else "not behind")
+        kinds.add("within" if np.diff(loud).max() > 1700 else "not within")
+        rest = np.r_[waveform[: max(0, loud[0] - 8)], waveform[loud[-1] + 9 :]]
+        kinds.add("zeros" if not rest.any() else "noise")
+        assert not len(rest) or np.abs(rest).max() < 5 * 10 ** (-45 / 20)
+        assert (np.abs(waveform) > 0.1).sum() == (np.abs(speech) > 0.1).sum()  # nothing of the speech is lost
+    assert len(kinds) == 8
+    assert quietest_place(speech, 800) in range(8000, 9600)
+    assert quietest_place(speech[:100], 800) == 50
+
+
+def test_a_share_of_the_utterances_becomes_audio_without_speech():
+    perturb, source = WaveformPerturbation(no_speech_share=0.3), generator()
+    made = [perturb.instead_of_speech(4000, source) for _ in range(300)]
+    others = [m for m in made if m is not None]
+    assert len(others) / 300 == pytest.approx(0.3, abs=0.08)
+    assert all(len(m) == 4000 and m.dtype == np.float32 and np.abs(m).max() < 3 for m in others)
+    assert 0 < sum(not m.any() for m in others) < len(others) / 2
+    powers = [20 * np.log10(np.sqrt(np.mean(m**2))) for m in others if m.any()]
+    assert -66 < min(powers) < -50
+    assert -20 < max(powers) < -5

@@ -83,6 +83,9 @@ def test_which_layers_are_monotonic_and_gated():
         ({"monotonic_chunk_size": 0}, "or None for infinite lookback"),
         ({"energy_noise_std": -1.0}, "energy_noise_std = -1.0 must not be negative"),
         ({"head_regularizer_weight": -1.0}, "head_regularizer_weight = -1.0 must not be negative"),
+        ({"sparsity_weight": -1.0}, "sparsity_weight = -1.0 must not be negative"),
+        ({"reference_window": [None, -2]}, r"reference_window = \[None, -2\] must be two numbers of positions"),
+        ({"reference_window": [3]}, r"reference_window = \[3\] must be two numbers of positions"),
         ({"first_monotonic_layer": 2}, r"first_monotonic_layer = 2 must lie in \[0, 1\]"),
         ({"head_regularizer": "quantity"}, "needs head_regularizer_layers, for example"),
         (

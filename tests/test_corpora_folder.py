@@ -154,3 +154,66 @@ def test_audio_without_samples_or_with_an_impossible_rate_is_refused(tmp_path):
     write_metadata(tmp_path, [("empty.wav", "text", ""), ("slow.wav", "text", "")])
     with pytest.raises(ValueError, match=r"no audio samples.*slow.wav \(a sampling rate of 500 Hz is not between"):
         load_folder(tmp_path)
+
+
+def test_a_list_of_json_lines_and_other_names_of_the_text_are_read(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(), 16_000)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "./a.wav", "transcription": "one", "speaker": 7}\n\n')
+    row = load_folder(tmp_path)["train"][0]
+    assert (row["id"], row["text"], row["speaker"]) == ("a", "one", "7")
+    (tmp_path / "metadata.csv").write_text("file_name,words\n.//a.wav,two\n")
+    with pytest.raises(ValueError, match=r"both metadata\.csv and metadata\.jsonl"):
+        load_folder(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    assert load_folder(tmp_path, text_column="words")["train"]["text"][:] == ["two"]
+    assert [row["text"] for row in load_folder(tmp_path, streaming=True, text_column="words")["train"]] == ["two"]
+    with pytest.raises(ValueError, match="no column text; found"):
+        load_folder(tmp_path)
+
+
+def test_audio_in_which_nothing_is_said_may_be_there_for_scores(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(), 16_000)
+    write_metadata(tmp_path, [("a.wav", "", "")])
+    with pytest.raises(ValueError, match="1 with an empty text"):
+        load_folder(tmp_path)
+    assert load_folder(tmp_path, empty_texts=True)["train"]["text"][:] == [""]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"file_name,text\na.wav,well, yes\n", "line 2: 3 fields under 2 columns: 'a.wav,well, yes'"),
+        (b"file_name,text\na.wav\n", "line 2: 1 fields under 2 columns"),
+        (b'file_name,text\na.wav,"one\nb.wav,"two"\n', "quotation mark left open"),
+        (b'file_name,text\na.wav,"one\nb.wav,two\n', "quotation mark left open"),
+        (b'file_name,text\na.wav,"one\nb.wav"\n', "line 2: the text that begins here goes over several lines"),
+        (b"file_name,text,text\na.wav,one,two\n", "line 1: a column is there twice"),
+        (b"file_name,text\na.wav,caf\xe9\n", "line 2: byte 0xe9 is not UTF-8.*iconv -f cp1252"),
+        ("file_name,text\na.wav,one\n".encode("utf-16"), "is UTF-16; convert it: iconv"),
+        (b"file_name,text\na.wav,o\0e\n", "line 2: there is a zero byte"),
+        (b"file_name,text\na.wav," + b"x" * 200_000, "line 2: it has 200,006 characters"),
+        (b"", "no column file_name and no column text"),
+    ],
+)
+def test_a_list_that_is_not_what_it_seems_is_refused_with_its_line(tmp_path, content, said):
+    soundfile.write(tmp_path / "a.wav", tone(), 16_000)
+    (tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=said) as error:
+        load_folder(tmp_path)
+    assert str(tmp_path / "metadata.csv") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{\n", "line 1: no JSON"),
+        ("[1]\n", "line 1: a list, not an object with file_name"),
+        ('{"file_name": "a.wav", "text": ["x"]}\n', r"line 1: text is \['x'\]; it must be text"),
+        ('{"file_name": "a.wav", "text": "x"}\n{"text": "y"}\n', "line 2: no column file_name"),
+        ("[" * 100_000, "line 1: no JSON"),
+    ],
+)
+def test_json_lines_that_are_none_are_refused_with_their_line(tmp_path, content, said):
+    (tmp_path / "metadata.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        load_folder(tmp_path)

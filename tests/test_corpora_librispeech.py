@@ -210,3 +210,15 @@ def test_against_lhotse(tmp_path, cache):
         expected = {s.id: (s.text, s.speaker, s.duration, paths[s.id]) for s in theirs[split]["supervisions"]}
         found = {row["id"]: (row["text"], row["speaker"], row["duration"], row["audio"]["path"]) for row in rows}
         assert found == expected
+
+
+def test_converted_recordings_are_read_and_told_of(tmp_path, cache):
+    written = write_librispeech(tmp_path, ("dev-clean-2",))
+    for path in (tmp_path / "LibriSpeech" / "dev-clean-2").rglob("*.flac"):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(path.with_suffix(".WAV"), samples, rate, format="WAV")
+        path.unlink()
+    splits, report = read_corpus("librispeech", tmp_path, cache_dir=cache)
+    assert held(splits) == as_lists(written)
+    assert "audio in another form than it was published in, read as it is" in str(report)
+    assert "(.WAV)" in str(report)

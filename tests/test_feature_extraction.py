@@ -120,7 +120,8 @@ def test_blocks_leave_no_seam(monkeypatch):
 
 
 def test_utterance_cmvn():
-    features = EntmaxAsrFeatureExtractor()([SPEECH, noise(9000)], sampling_rate=RATE, return_tensors="np")
+    extractor = EntmaxAsrFeatureExtractor(version=1)
+    features = extractor([SPEECH, noise(9000)], sampling_rate=RATE, return_tensors="np")
     for row, mask in zip(features.input_features, features.attention_mask, strict=True):
         real = row[mask == 1].astype(np.float64)
         np.testing.assert_allclose(real.mean(axis=0), 0, atol=1e-5)
@@ -133,13 +134,14 @@ def test_utterance_cmvn():
 
 @pytest.mark.parametrize("samples", [np.zeros(8000, np.float32), noise(400)], ids=["silence", "one frame"])
 def test_bins_that_never_move_become_zero(samples):
-    features = EntmaxAsrFeatureExtractor()(samples, sampling_rate=RATE, return_tensors="np").input_features
+    extractor = EntmaxAsrFeatureExtractor(version=1)
+    features = extractor(samples, sampling_rate=RATE, return_tensors="np").input_features
     assert not features.any()
 
 
 def test_global_cmvn_is_measured_stored_and_used(tmp_path):
     recordings = [SPEECH[:20000], SPEECH[20000:], noise(5000)]
-    extractor = EntmaxAsrFeatureExtractor()
+    extractor = EntmaxAsrFeatureExtractor(version=1)
     frames = extractor.fit_global_cmvn((recording for recording in recordings), sampling_rate=RATE)
     raw = np.concatenate([plain(recording)[0] for recording in recordings]).astype(np.float64)
     assert frames == len(raw)
@@ -160,7 +162,7 @@ def test_global_cmvn_is_measured_stored_and_used(tmp_path):
 
 
 def test_global_cmvn_never_amplifies_a_still_bin_without_bound():
-    extractor = EntmaxAsrFeatureExtractor()
+    extractor = EntmaxAsrFeatureExtractor(version=1)
     extractor.fit_global_cmvn([np.zeros(8000, np.float32)], sampling_rate=RATE)
     assert extractor.cmvn_std == [feature_extraction_entmax_asr.GLOBAL_STD_FLOOR] * 80
 
@@ -238,7 +240,7 @@ def test_bad_audio_is_refused(audio, message):
         PLAIN(audio, sampling_rate=RATE)
 
 
-@pytest.mark.parametrize("audio", ["speech.flac", {"array": SPEECH, "sampling_rate": RATE}, None, ["speech.flac"]])
+@pytest.mark.parametrize("audio", ["speech.flac", {"samples": SPEECH}, None, ["speech.flac"]])
 def test_what_is_not_samples_is_refused(audio):
     with pytest.raises(TypeError, match="Decode files first"):
         PLAIN(audio, sampling_rate=RATE)
@@ -339,7 +341,8 @@ def test_statistics_may_be_arrays():
         ({"hop_ms": 0}, "hop_ms is 0"),
         ({"hop_ms": float("nan")}, "hop_ms is nan"),
         ({"window_ms": 5}, "window_ms is 5; it must not be shorter than hop_ms, 10"),
-        ({"cmvn": "speaker"}, "cmvn is 'speaker'; use 'utterance', 'global' or 'none'"),
+        ({"version": 3}, "version is 3; this package knows 1 to 2"),
+        ({"cmvn": "speaker"}, "cmvn is 'speaker'; use 'utterance', 'global', 'running' or 'none'"),
         ({"cmvn_mean": [0.0] * 80}, "give both or neither"),
         ({"cmvn_mean": [0.0] * 79, "cmvn_std": [1.0] * 80}, "cmvn_mean must be 80 finite numbers"),
         ({"cmvn_mean": [0.0] * 80, "cmvn_std": [float("inf")] * 80}, "cmvn_std must be 80 finite numbers"),

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import hf_entmax_asr.kernels.triton_attention as attention_kernels
 from hf_entmax_asr.kernels.attention_inputs import AttentionInputs
+from hf_entmax_asr.model.chunks import NO_CHUNKS, Chunks, chunk_mask
 from hf_entmax_asr.model.entmax_attention import entmax_attention
 from reference import entmax_by_bisection
 from support.hard_cases import hard_rows
@@ -42,13 +43,14 @@ def tiles(request):
         request.getfixturevalue("small_tiles")
 
 
-def eager_attention(query, key, value, alpha, mask=None, bias=None, is_causal=False, kept=None):
+def eager_attention(query, key, value, alpha, mask=None, bias=None, is_causal=False, kept=None, chunks=NO_CHUNKS):
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
     if is_causal:
         causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         mask = causal if mask is None else mask & causal
+    mask = chunk_mask(chunks, scores, mask)
     alpha = alpha.view(-1, 1, 1) if alpha.dim() == 1 else alpha[..., None, None] if alpha.dim() == 2 else alpha
     weights = eager_entmax(scores, alpha, mask=mask)
     return (weights if kept is None else weights * kept) @ value
@@ -64,16 +66,16 @@ def heads(batch, count, length, width):
     return torch.randn(batch, length, count * width).unflatten(-1, (count, width)).transpose(1, 2)
 
 
-def compare_attention(query, key, value, alpha, mask=None, bias=None, is_causal=False, bound=1e-5):
+def compare_attention(query, key, value, alpha, mask=None, bias=None, is_causal=False, bound=1e-5, chunks=NO_CHUNKS):
     inputs = [query, key, value, alpha] + ([] if bias is None else [bias])
     upstream = torch.randn(*query.shape[:3], value.shape[3])
 
     def ours(q, k, v, a, b=None):
         allowed = None if mask is None else mask.to(DEVICE)
-        return triton_attention(q, k, v, a, allowed, b, is_causal=is_causal)
+        return triton_attention(q, k, v, a, allowed, b, is_causal=is_causal, chunks=chunks)
 
     def eager(q, k, v, a, b=None):
-        return eager_attention(q, k, v, a, mask, b, is_causal)
+        return eager_attention(q, k, v, a, mask, b, is_causal, chunks=chunks)
 
     actual = gradients(ours, *(x.to(DEVICE) for x in inputs), dtype=torch.float32, upstream=upstream)
     expected = gradients(eager, *inputs, dtype=torch.float64, upstream=upstream)
@@ -126,6 +128,14 @@ def test_attention_with_masks(kind, is_causal):
 def test_causal_attention(queries, keys):
     query, key, value = heads(1, 3, queries, 4) * 3, heads(1, 3, keys, 4), heads(1, 3, keys, 4)
     compare_attention(query, key, value, torch.tensor([1.05, 1.5, 1.8]), is_causal=True)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("chunks", [Chunks(1), Chunks(5), Chunks(5, 0), Chunks(7, 2), Chunks(16, 1), Chunks(90, 1)])
+def test_attention_in_chunks(chunks):
+    query, key, value = (heads(2, 3, 50, 4) for _ in range(3))
+    mask = MASKS["padding"](2, 3, 50, 50)
+    compare_attention(query * 3, key, value, torch.tensor([1.05, 1.5, 1.8]), mask, chunks=chunks)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -233,16 +233,3 @@ def test_the_energy_bias_comes_from_the_configuration():
     attention = MonotonicAttention(small_config(), 0)
     assert attention.energy_bias.shape == (4,)
     assert (make_attention(energy_bias_init=-3.0).energy_bias == -3.0).all()
-
-
-def test_delay_is_how_far_stops_lie_behind_an_even_pace():
-    """Two tokens, four real positions of five: due at shares 1/2 and 1 of the audio."""
-    model = small_model(head_regularizer="delay", head_regularizer_layers=[0], decoder_layers=1).train()
-    attention = model.model.decoder.layers[0].encoder_attn
-    source_mask = torch.tensor([[True, True, True, True, False]])
-    alignment = torch.zeros(1, attention.num_heads, 2, 5)
-    alignment[:, :, 0, 3] = alignment[:, :, 1, 3] = 1  # the first half the audio late, the second in time
-    late = attention._penalty(torch.zeros_like(alignment), alignment, source_mask)
-    assert late.item() == pytest.approx(attention.num_heads * (1 - 0.5) / 2)
-    alignment = alignment.roll(-3, 3)  # both at the very beginning
-    assert attention._penalty(torch.zeros_like(alignment), alignment, source_mask).item() == 0

@@ -5,20 +5,25 @@ HF_ENTMAX_ASR_WHISPER may name folders of real checkpoints (with ":" between the
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration, pipeline
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrFeatureExtractor
+from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.model.prompts import prompt_ids
-from hf_entmax_asr.pretrained import NotWhisperError, convert_whisper
+from hf_entmax_asr.pretrained import NotWhisperError, convert_whisper, converted_card
+from hf_entmax_asr.recognition.inspection import analyze
 from support.small_models import small_model
 from support.small_whisper import SHAPES, make_whisper
+from support.tones import write_splits
 
 RATE = 16_000
 SPEECH, _ = soundfile.read(Path(__file__).parent / "speech.flac", dtype="float32")
@@ -187,7 +192,7 @@ def test_saved_and_loaded_it_is_the_same_and_works_in_the_pipeline(multilingual,
 
 
 def test_learned_positions_end_somewhere(english):
-    model, processor = convert_whisper(english)
+    model, processor = convert_whisper(english, max_tokens_per_position=1.0)
     batch = processor(waves(1.0), sampling_rate=RATE)
     assert model.generate(**batch, max_new_tokens=1000, eos_token_id=-1).shape[1] == model.config.max_target_positions
     with pytest.raises(ValueError, match="41 tokens are more than max_target_positions = 40"):
@@ -240,10 +245,36 @@ def test_program(english, tmp_path, call):
     status, printed, said = call("convert_whisper", english, "--output", output, "--config", "encoder_transform=entmax")
     assert (status, said) == (0, "")
     assert "M parameters, started from" in printed
-    assert f"base_model: {english}" in (output / "README.md").read_text()
+    assert "base_model" not in yaml.safe_load((output / "README.md").read_text().split("---")[1])
     assert json.loads((output / "config.json").read_text())["encoder_transform"] == "entmax"
     status, _, said = call("convert_whisper", english, "--output", output)
     assert status == 1
     assert "add --overwrite" in said
     status, _, said = call("convert_whisper", tmp_path, "--output", tmp_path / "no")
     assert (status, said.count("\n"), (tmp_path / "no").exists()) == (1, 1, False)
+
+
+def test_a_card_names_the_base_model_and_its_licence(english, tmp_path):
+    model, _ = convert_whisper(english)
+    folder = tmp_path / "named"
+    shutil.copytree(english, folder)
+    (folder / "README.md").write_text("---\nbase_model: openai/whisper-tiny.en\nlicense: mit\n---\nText\n")
+    card = converted_card(str(folder), model)
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["base_model"] == "openai/whisper-tiny.en"
+    assert metadata["license"] == "mit"
+    assert "its\nlicence is that of Whisper's: mit." in card
+    assert "not said in its card" in converted_card(str(english), model)
+
+
+def test_its_attention_can_be_analysed(english, tmp_path):
+    """Nothing is heard for the prompt: the decoder reads it, the heads of cross-attention are asked about the text."""
+    rows = load_folder(write_splits(tmp_path, test=3))["test"]
+    for settings in ({}, {"cross_attention": "monotonic"}):
+        model, processor = convert_whisper(english, min_seconds=0.0, **settings)
+        document = analyze(model, processor, rows)
+        tokens = sum(len(labels) for labels in processor.tokenizer(list(rows["text"])).input_ids)
+        assert document.utterances == 3
+        assert document.modules.keys() >= {"encoder.layers.0.self_attn", "decoder.layers.1.encoder_attn"}
+        if settings:
+            assert document.monotonic.tokens == tokens

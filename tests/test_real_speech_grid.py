@@ -13,8 +13,8 @@ from experiments.real_speech.grid_cell import CROSS_ATTENTIONS, TRANSFORMS, Cell
 from experiments.real_speech.grid_table import PAPER, Grid, render
 
 from hf_entmax_asr.training import load_recipe, read_history
-from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.recipe import recipe_to_dict
+from hf_entmax_asr.training.training_state import read_training_state
 from support.corpus_trees import AISHELL_READ, write_aishell1
 from support.tones import tiny_recipe, write_splits
 

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import os
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora.folder import load_folder
 
 RATE = 11_025
+PACKAGES_VARIABLE = "HF_ENTMAX_ASR_UQM"
 
 
 def speech(*parts: tuple[float, float], noise: float = 1e-3) -> np.ndarray:
@@ -217,3 +220,15 @@ def test_counts_may_differ_a_little(tree):
     for other in (SplitCounts(102, 1.0, 3), SplitCounts(100, 1.02, 3), SplitCounts(100, 1.0, 2)):
         assert "test: " in build_corpus.differences({"test": other}, expected, 0.012)
     assert "test: " in build_corpus.differences({"test": SplitCounts(101, 1.0, 3)}, expected, 0.0)
+
+
+@pytest.mark.skipif(
+    PACKAGES_VARIABLE not in os.environ,
+    reason=f"needs Debian's game: the files of uqm-voice and uqm-content in {PACKAGES_VARIABLE}, with a colon between",
+)
+def test_the_real_packages_give_the_known_corpus(tmp_path):
+    debs = [Path(name) for name in os.environ[PACKAGES_VARIABLE].split(":")]
+    counts = build_corpus.build(GAME, debs, tmp_path / "corpus")
+    assert counts.keys() == GAME.expected.keys()
+    rows = {row["id"]: row for row in load_folder(tmp_path / "corpus")["test"].remove_columns("audio")}
+    assert rows["syreen-001-00"]["text"] == "HELLO AGAIN PLEASANT HUMAN"

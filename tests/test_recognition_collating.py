@@ -35,3 +35,17 @@ def test_the_collator_does_not_pass_cached_features_off_as_perturbed(processor):
     collator = SpeechSeq2SeqCollator(processor, perturb=WaveformPerturbation(volume_db=3.0))
     with pytest.raises(ValueError, match="an example needs 'audio'; this one has"):
         collator([{"input_features": torch.zeros(9, 20)}])
+
+
+def test_audio_without_speech_has_no_text(processor):
+    collator = SpeechSeq2SeqCollator(processor, perturb=WaveformPerturbation(no_speech_share=0.5))
+    examples = [{"audio": tone(400), "text": "abc"}] * 40
+    batch = collator(examples, torch.Generator().manual_seed(0))
+    end = processor.tokenizer.eos_token_id
+    silent = batch["labels"][:, 0] == end
+    assert 10 < silent.sum() < 30
+    assert (batch["labels"][silent, 1:] == -100).all()
+    assert (batch["labels"][~silent, -1] == end).all()
+    features = batch["input_features"]
+    assert torch.equal(features[~silent], features[~silent][:1].expand_as(features[~silent]))
+    assert not any(torch.equal(row, features[~silent][0]) for row in features[silent])

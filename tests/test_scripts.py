@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,10 @@ def test_the_best_checkpoint_is_pushed_without_training_state(call, tones, tmp_p
             told["files"] = set(huggingface_hub.utils.filter_repo_objects(names, ignore_patterns=ignore_patterns))
             told["repo_id"] = repo_id
 
+        def upload_file(self, path_or_fileobj, path_in_repo, repo_id):
+            told["files"].add(path_in_repo)
+            told["card"] = path_or_fileobj.decode()
+
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "whoami", lambda: {"name": "me"})
     recipe = save_recipe(plain_recipe(tones, schedule={"max_steps": 2}), tmp_path / "r.yaml")
@@ -155,6 +160,11 @@ def test_the_best_checkpoint_is_pushed_without_training_state(call, tones, tmp_p
     ]
     assert not any(name.startswith("training_state") for name in told["files"])
     assert "https://huggingface.co/me/tones" in out
+    assert 'model="me/tones"' in told["card"]
+    assert not re.search(r"\$[a-z]|THIS_REPOSITORY|to be stated", told["card"])
+    head = yaml.safe_load(told["card"].split("---")[1])
+    assert head["model-index"][0]["results"][0]["metrics"][0]["type"] == "wer"
+    assert head["model-index"][0]["name"] not in ("run", "best", "last")
 
 
 def test_a_push_without_access_is_refused_before_training(call, tones, tmp_path, monkeypatch):

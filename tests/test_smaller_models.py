@@ -15,8 +15,8 @@ from experiments.smaller_models.variant import RATE_SHARE, Study, Variant, check
 from hf_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor
 from hf_entmax_asr.recognition import gated_off
 from hf_entmax_asr.training import load_recipe, train
-from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.recipe import recipe_to_dict
+from hf_entmax_asr.training.training_state import read_training_state
 from support.tones import tiny_recipe, weights, write_splits
 
 STEPS = 3

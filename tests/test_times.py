@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_entmax_asr.model.pauses import cut_at_pauses
+from hf_entmax_asr.model.long_audio import cut_at_pauses
 from hf_entmax_asr.model.times import best_path, check_settings, ctc_spans, map_spans, token_times
 from hf_entmax_asr.model.words import joined, spelled_pieces, text_mask, timed_texts
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_entmax_asr.training import RecipeError, train
-from hf_entmax_asr.training.batch_loader import batch_loader
+from hf_entmax_asr.training.batch_loader import training_batches
 from support.tones import tiny_recipe, weights, write_splits
 
 
@@ -53,7 +53,9 @@ def test_a_run_with_all_of_it_resumes_bit_for_bit_in_workers_too(tmp_path):
 def test_features_are_not_cached_where_waveforms_change(tmp_path, monkeypatch):
     tones = write_splits(tmp_path / "tones", train=8, validation=2)
     seen = []
-    monkeypatch.setattr("hf_entmax_asr.training.engine.batch_loader", lambda *a: seen.append(a[2]) or batch_loader(*a))
+    monkeypatch.setattr(
+        "hf_entmax_asr.training.engine.training_batches", lambda *a: seen.append(a[2]) or training_batches(*a)
+    )
     recipe = tiny_recipe(tones, augmentation={"speeds": [0.9, 1.1]}, schedule={"max_steps": 1})
     train(recipe, tmp_path / "run")
     assert seen[0].features is None

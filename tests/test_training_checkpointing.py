@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 from hf_entmax_asr.training import average_checkpoints
-from hf_entmax_asr.training.checkpointing import CheckpointStore, TrainingState, read_training_state
+from hf_entmax_asr.training.checkpointing import CheckpointStore
+from hf_entmax_asr.training.training_state import TrainingState, read_training_state
 from support.tones import weights
 
 

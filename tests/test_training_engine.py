@@ -1,6 +1,8 @@
 """Whole runs: exact resume, phases, budgets, averages, divergence."""
 
+import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from hf_entmax_asr.metrics import Scores
+from hf_entmax_asr.recognition import DataError
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.training import TrainingDiverged, read_history, train
 from hf_entmax_asr.training import engine as engine_module
@@ -106,6 +109,95 @@ def test_another_data_set_or_model_cannot_be_resumed(whole_run, tones, tmp_path)
         train(moved, result.last.parent, resume=True)
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
         train(recipe, tmp_path / "nothing", resume=True)
+
+
+def damage_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda step: (step / "training_state" / "recipe.yaml").write_text("model: ["), "recipe.yaml"),
+        (lambda step: (step / "training_state" / "recipe.yaml").unlink(), "recipe.yaml"),
+        (lambda step: damage_json(step / "training_state" / "state.json", step=7), "put together of two"),
+        (lambda step: (step / "training_state" / "random.safetensors").write_bytes(b"x"), "random.safetensors"),
+        (lambda step: (step / "training_state" / "optimizer.safetensors").unlink(), "optimizer.safetensors"),
+        (lambda step: (step / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
+        (lambda step: (step.parent.parent / "history.jsonl").write_text("{}\n{}\n"), "history.jsonl, line 1"),
+    ],
+)
+def test_a_damaged_run_is_refused_and_left_as_it_is(whole_run, tmp_path, damage, said):
+    recipe, result = whole_run
+    shutil.copytree(result.last.parent, tmp_path / "run", symlinks=True)
+    damage(tmp_path / "run" / "checkpoints" / "step-00000008")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    with pytest.raises(CheckpointError, match=said):
+        train(recipe, tmp_path / "run", resume=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_checkpoint_set_aside_by_a_killed_save_is_found(whole_run, tmp_path):
+    recipe, result = whole_run
+    shutil.copytree(result.last.parent, tmp_path / "run", symlinks=True)
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step-00000008").rename(folder / ".step-00000008.abcdef.old")
+    (folder / ".step-00000008.ghijkl.partial").mkdir()
+    resumed = train(recipe, tmp_path / "run", resume=True)
+    assert (resumed.step, resumed.finished) == (8, True)
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000008"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_recording_that_vanishes_is_named_and_checkpoints_stay(tones, tmp_path, monkeypatch, workers):
+    shutil.copytree(tones, tmp_path / "data")
+    recipe = tiny_recipe(
+        tmp_path / "data",
+        data={"feature_cache_megabytes": 0},
+        batching={"num_workers": workers},
+        evaluation={"save_every_steps": 1},
+    )
+    train(recipe, tmp_path / "run", stop_after=1)
+    batches = engine_module.training_batches
+
+    def without_recordings(*arguments):
+        for file in (tmp_path / "data" / "train").glob("*.flac"):
+            file.unlink()
+        return batches(*arguments)
+
+    monkeypatch.setattr(engine_module, "training_batches", without_recordings)
+    with pytest.raises(DataError, match=r"a batch cannot be read: .*\.flac does not exist"):
+        train(recipe, tmp_path / "run", resume=True)
+    assert CheckpointStore(tmp_path / "run").steps() == [1]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(tones, tmp_path, monkeypatch):
+    save, full = engine_module.save_training_state, OSError(errno.ENOSPC, "No space left on device", "optimizer")
+
+    def save_until_the_disk_is_full(folder, state, *rest):
+        if state.step > 1:
+            raise full
+        save(folder, state, *rest)
+
+    monkeypatch.setattr(engine_module, "save_training_state", save_until_the_disk_is_full)
+    recipe = tiny_recipe(tones, evaluation={"save_every_steps": 1})
+    with pytest.raises(CheckpointError, match=r"of step 2 could not be written: .*No space left.*whole one is .*1\."):
+        train(recipe, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_file_system_without_links_gets_copies(tones, tmp_path, monkeypatch):
+    def no_links(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    result = train(tiny_recipe(tones, schedule={"max_steps": 2}), tmp_path / "run")
+    assert not result.last.is_symlink()
+    load_recogniser(result.last, "cpu")
+    assert not (result.last / "training_state").exists()
+    monkeypatch.undo()
+    CheckpointStore(tmp_path / "run").link("last", tmp_path / "run" / "checkpoints" / "step-00000002")
+    assert result.last.is_symlink()
 
 
 def test_the_last_share_of_the_budget_trains_the_hard_path(tones, tmp_path, monkeypatch):

@@ -54,6 +54,8 @@ def test_seq2seq_trainer_trains_and_generates(tones, tmp_path):
         callbacks=[HeadGateCallback()],
     )
     trainer.train()
+    trainer.args.predict_with_generate, trainer.compute_metrics = False, None
+    assert trainer.evaluate()["eval_loss"] > 0
     evaluation = [entry for entry in trainer.state.log_history if "eval_wer" in entry]
     assert len(evaluation) == 1
     assert evaluation[0]["eval_wer"] > 0
@@ -61,3 +63,65 @@ def test_seq2seq_trainer_trains_and_generates(tones, tmp_path):
     changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert len(changed) > 0.9 * len(before)
     assert all(bool((gate == 0).all()) for gate in model.gates().values())
+
+
+def test_trainers_own_label_smoothing(tones, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    recipe = tiny_recipe(
+        tones,
+        model={
+            "ctc_loss_weight": 0.0,
+            "label_smoothing": 0.0,
+            "head_regularizer": "none",
+            "head_regularizer_layers": [],
+        },
+    )
+    splits = load_folder(tones)
+    processor = build_processor(recipe, load_rows(recipe))
+    model = build_model(recipe, build_config(recipe, processor), prepare_split(splits["train"], processor))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=1,
+        label_smoothing_factor=0.1,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    collator = SpeechSeq2SeqCollator(processor, decoder_inputs_by=model)
+    Trainer(model=model, args=arguments, train_dataset=splits["train"], data_collator=collator).train()
+    batch = collator([splits["train"][i] for i in range(3)])
+    model.eval()
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        given = {name: batch[name] for name in ("input_features", "attention_mask", "labels")}
+        torch.testing.assert_close(logits, model(**given).logits)
+    model.config.decoder_prompt_ids = [4]
+    with pytest.raises(ValueError, match=r"set config\.label_smoothing instead"):
+        SpeechSeq2SeqCollator(processor, decoder_inputs_by=model)
+
+
+def test_wrappers_of_text_models_may_hand_on_inputs_that_are_none(tones):
+    from support.small_models import features, small_model, targets
+
+    model, (x, mask) = small_model(), features()
+    plain = model(x, attention_mask=mask, labels=targets())
+    wrapped = model(input_features=x, attention_mask=mask, labels=targets(), input_ids=None, inputs_embeds=None)
+    assert torch.equal(plain.loss, wrapped.loss)
+    with pytest.raises(ValueError, match="input_ids means nothing here"):
+        model(x, labels=targets(), input_ids=targets())
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_offloaded_weights_are_loaded_where_they_are_read(tones, scale):
+    from accelerate import cpu_offload
+
+    from support.small_models import features, small_model
+
+    model, (x, mask) = small_model(lively=True, entmax_logit_scale=scale), features()
+    expected = model.generate(x, attention_mask=mask, max_new_tokens=6)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.parameters()).device.type == "meta"
+    assert torch.equal(model.generate(x, attention_mask=mask, max_new_tokens=6), expected)

@@ -8,7 +8,7 @@
 The packages hold games that actors speak, with their subtitles:
 
     amazon_queen  4.5 hours, splits train, validation and test (the default)
-    uqm           10 hours of other voices, many of them disguised: train, validation, test and test_other
+    uqm           11 hours of other voices, many of them disguised: train, validation, test and test_other
     drascula      46 minutes, of other people, recorded badly: test
 
 They are written as scripts/train.py takes them (one folder a split, with a metadata.csv), into a cache outside the

@@ -23,9 +23,9 @@ from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.evaluation import is_monotonic
 from hf_entmax_asr.recognition.utterances import Utterances, cache_features, prepare_split
-from hf_entmax_asr.training.checkpointing import read_training_state
 from hf_entmax_asr.training.preparation import load_rows
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+from hf_entmax_asr.training.training_state import read_training_state
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = "cell.json"
@@ -198,7 +198,8 @@ def measure(checkpoint: Path, folder: Path, recipe: Recipe, plan: Plan) -> dict[
 def split_utterances(recipe: Recipe, processor: Any, split: str) -> Utterances:
     """A split of the recipe's data, with its features in memory where the recipe has room for them."""
     data = dataclasses.replace(recipe.data, train_split=split, validation_split=None)
-    utterances = prepare_split(load_rows(dataclasses.replace(recipe, data=data))["train"], processor)
+    rows = load_rows(dataclasses.replace(recipe, data=data))["train"]
+    utterances = prepare_split(rows, processor, recipe.data.lower_case)
     cache_features(utterances, processor.feature_extractor, recipe.data.feature_cache_megabytes)
     return utterances
 
@@ -243,7 +244,9 @@ def examine(model: Any, utterances: Utterances, collate: SpeechSeq2SeqCollator) 
             name: value.to(model.device) for name, value in collate([utterances.example(i) for i in indices]).items()
         }
         out = model(**batch, output_attentions=True)
-        source, target = model.position_mask(batch["attention_mask"]), batch["labels"].ne(IGNORED_LABEL)
+        source = model.position_mask(batch["attention_mask"])
+        prompt = len(model.config.decoder_prompt_ids)
+        target = torch.nn.functional.pad(batch["labels"].ne(IGNORED_LABEL), (prompt, 0), value=True)
         for layer, weights in enumerate(out.encoder_attentions):
             meter.update({f"encoder.layers.{layer}.self_attn": weights}, source, source)
         for layer, weights in enumerate(out.decoder_attentions):

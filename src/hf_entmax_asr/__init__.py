@@ -14,6 +14,7 @@ from .model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration, Entmax
 from .model.processing_entmax_asr import EntmaxAsrProcessor
 
 if TYPE_CHECKING:
+    from .audio import read_audio
     from .model.pipeline_entmax_asr import EntmaxAsrPipeline
     from .recognition import Transcript, load_recogniser, transcribe_files
 
@@ -34,6 +35,7 @@ __all__ = [
     "expected_soft_attention",
     "hard_alignment",
     "load_recogniser",
+    "read_audio",
     "softmax",
     "sparsemax",
     "topk_softmax",
@@ -53,6 +55,10 @@ def __getattr__(name: str) -> Any:
         from .model.pipeline_entmax_asr import EntmaxAsrPipeline
 
         return EntmaxAsrPipeline
+    if name == "read_audio":
+        from .audio import read_audio
+
+        return read_audio
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

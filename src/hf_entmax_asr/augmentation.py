@@ -103,7 +103,7 @@ def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WaveformPerturbation:
-    """Changes the volume of a waveform and adds noise to it, anew at every call.
+    """Changes the volume of a waveform, adds noise to it and silence around it, anew at every call.
 
     Attributes:
         volume_db: the gain is uniform between minus and plus so many decibels.
@@ -112,6 +112,10 @@ class WaveformPerturbation:
         noise_files: recordings of noise, of which one is drawn and read from a random place on, over and over if it is
             short; none: white noise.
         sampling_rate: of the waveforms, in Hz.
+        silence_share: share of the utterances that get silence before them, behind them or in their quietest place:
+            digital zeros or faint noise.
+        silence_seconds: the longest at one place; each length is uniform up to it.
+        no_speech_share: share of the utterances that `instead_of_speech` replaces, of which the text is then empty.
     """
 
     volume_db: float = 0.0
@@ -119,6 +123,9 @@ class WaveformPerturbation:
     noise_snr_db: tuple[float, float] = (10.0, 30.0)
     noise_files: tuple[Path, ...] = ()
     sampling_rate: int = 16_000
+    silence_share: float = 0.0
+    silence_seconds: float = 2.0
+    no_speech_share: float = 0.0
 
     def __call__(self, waveform: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
         """A changed copy of a waveform (samples,), float32; `generator` as in torch."""
@@ -127,13 +134,61 @@ class WaveformPerturbation:
         if share < self.noise_share:
             low, high = self.noise_snr_db
             waveform = add_noise(waveform, self._noise(len(waveform), place, seed), low + snr * (high - low))
-        return (waveform * 10 ** ((2 * gain - 1) * self.volume_db / 20)).astype(np.float32)
+        waveform = waveform * 10 ** ((2 * gain - 1) * self.volume_db / 20)
+        if self.silence_share:
+            waveform = self._with_silence(waveform, torch.rand(6, generator=generator, dtype=torch.float64).tolist())
+        return waveform.astype(np.float32)
+
+    def _with_silence(self, waveform: np.ndarray, draws: list[float]) -> np.ndarray:
+        """The waveform with silence at one of three places or at several, where the first draw says so."""
+        share, *lengths, level, seed = draws
+        if share >= self.silence_share:
+            return waveform
+        random = np.random.default_rng(int(seed * 2**53))
+        # In half of the cases exact zeros; else noise from below one bit of 16 up to 45 dB under full scale.
+        amplitude = 0.0 if level < 0.5 else 10 ** (-(100 - 55 * (2 * level - 1)) / 20)
+        most = round(self.silence_seconds * self.sampling_rate)
+        # A length below 0 leaves the place as it is: with 6 of 10 chances.
+        counts = [max(0, round((2.5 * length - 1.5) * most)) for length in lengths]
+        if not any(counts):
+            counts[2] = round(lengths[2] * most)
+        before, within, behind = (amplitude * random.standard_normal(count) for count in counts)
+        place = quietest_place(waveform, self.sampling_rate // 20)
+        return np.concatenate([before, waveform[:place], within, waveform[place:], behind])
+
+    def instead_of_speech(self, samples: int, generator: torch.Generator | None = None) -> np.ndarray | None:
+        """Audio in which nobody speaks, for `no_speech_share` of the calls; None for the others.
+
+        Zeros, white noise, the hum of a power line with its harmonics, or a recording of noise, from 60 to 10 dB below
+        full scale.
+        """
+        share, kind, level, place, seed = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+        if share >= self.no_speech_share:
+            return None
+        amplitude = 10 ** (-(60 - 50 * level) / 20)
+        if kind < 0.25:
+            return np.zeros(samples, np.float32)
+        if kind < 0.5:
+            time, base = np.arange(samples) / self.sampling_rate, 50 if seed < 0.5 else 60  # Hz
+            hum = sum(np.sin(2 * np.pi * base * n * time) / n for n in range(1, 8))
+            return np.asarray(amplitude * hum, np.float32)
+        sound = self._noise(samples, place, seed)
+        return np.asarray(amplitude * sound / max(1e-9, float(np.sqrt(np.mean(np.square(sound))))), np.float32)
 
     def _noise(self, samples: int, place: float, seed: float) -> np.ndarray:
         if not self.noise_files:
             return np.random.default_rng(int(seed * 2**53)).standard_normal(samples, dtype=np.float32)
         recording = read_audio(self.noise_files[int(seed * len(self.noise_files))], self.sampling_rate)
         return np.take(recording, int(place * len(recording)) + np.arange(samples), mode="wrap")
+
+
+def quietest_place(waveform: np.ndarray, window: int) -> int:
+    """The middle of the quietest stretch of `window` samples in the inner half of a waveform (samples,)."""
+    inner = waveform[len(waveform) // 4 : len(waveform) - len(waveform) // 4]
+    if len(inner) < 2 * window:
+        return len(waveform) // 2
+    power = np.square(inner[: len(inner) // window * window], dtype=np.float64).reshape(-1, window).sum(axis=1)
+    return len(waveform) // 4 + int(power.argmin()) * window + window // 2
 
 
 def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:

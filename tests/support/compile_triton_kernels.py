@@ -38,13 +38,15 @@ def compile_only(run):
     return compile_and_report
 
 
-def attention(dtype: torch.dtype, width: int, masked: bool, is_causal: bool, biased: bool, dropping: bool) -> None:
+def attention(
+    dtype: torch.dtype, width: int, masked: bool, is_causal: bool, biased: bool, dropping: bool, chunk_size: int = 0
+) -> None:
     query, key, value = (torch.randn(1, 2, 100, width, dtype=dtype) for _ in range(3))
     mask = torch.ones(1, 1, 1, 100, dtype=torch.bool) if masked else None
     bias = torch.randn(2, 1, 100) if biased else None
     seed = torch.zeros(1, dtype=torch.int64) if dropping else None
     alpha = torch.rand(1, 2, 1, 1) + 1
-    inputs = AttentionInputs(query, key, value, alpha, mask, bias, seed, is_causal, scale=0.1, dropout_p=0.1)
+    inputs = AttentionInputs(query, key, value, alpha, mask, bias, seed, is_causal, 0.1, 0.1, chunk_size, 1)
     out, *saved = attention_forward(inputs)
     attention_backward(out, inputs, *saved)
 
@@ -66,3 +68,4 @@ if __name__ == "__main__":
     attention(torch.bfloat16, 64, masked=True, is_causal=False, biased=False, dropping=False)
     attention(torch.float32, 64, masked=True, is_causal=False, biased=False, dropping=False)
     attention(torch.float16, 128, masked=True, is_causal=True, biased=True, dropping=True)
+    attention(torch.bfloat16, 64, masked=True, is_causal=False, biased=False, dropping=False, chunk_size=16)

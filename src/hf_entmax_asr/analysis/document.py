@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.analysis.document_checks import misfits
 from hf_entmax_asr.analysis.phoneme_attention import Role
 from hf_entmax_asr.analysis.typed_json import LEFT_OUT, MalformedError, from_json, to_json
 from hf_entmax_asr.atomic_files import write_text_atomically
@@ -317,9 +318,12 @@ class AnalysisDocument:
                 "scripts/analyze.py of this package."
             )
         try:
-            return from_json(cls, value)
-        except MalformedError as error:
+            document = from_json(cls, value)
+        except (MalformedError, RecursionError) as error:
             raise DocumentError(f"{source} is no analysis that can be read: {error}") from None
+        if (misfit := next(misfits(document), None)) is not None:
+            raise DocumentError(f"{source} is no analysis that can be read: {misfit}")
+        return document
 
 
 def save_analysis(document: AnalysisDocument, path: Path) -> Path:
@@ -335,10 +339,14 @@ def load_analysis(path: Path) -> AnalysisDocument:
         DocumentError: the file is missing, is no JSON or no analysis; see `AnalysisDocument.from_dict`.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise DocumentError(f"{path} is no analysis that can be read: {error}") from error
     return AnalysisDocument.from_dict(value, str(path))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def rounded(value: float) -> float:

@@ -1,5 +1,6 @@
 """Phoneme labels in time: read from TextGrid or CTM files, ordered by articulation, brought to encoder positions."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -158,9 +159,12 @@ def read_ctm(path: str | Path) -> dict[str, list[Interval]]:
             if len(fields) not in (5, 6):
                 raise ValueError
             start, duration = float(fields[2]), float(fields[3])
+            if not (math.isfinite(start) and math.isfinite(duration)):
+                raise ValueError
         except ValueError:
             raise LabelError(
-                f"{path}, line {number}: {line.strip()[:80]!r} is not 'utterance channel start duration label'."
+                f"{path}, line {number}: {line.strip()[:80]!r} is not 'utterance channel start duration label' in "
+                "seconds."
             ) from None
         labels.setdefault(fields[0], []).append(Interval(start, start + duration, fields[4]))
     if not labels:
@@ -254,7 +258,10 @@ class _Tokens:
             raise LabelError(f"{self.path}: {written!r} is no number.") from None
 
     def count(self) -> int:
-        return int(self.number())
+        number = self.number()
+        if not 0 <= number <= len(self.whole):  # more there cannot be
+            raise LabelError(f"{self.path} announces {number:g} of something; it has {len(self.whole)} characters.")
+        return int(number)
 
     def _next(self, kind: str) -> str:
         match = next(self.tokens, None)
@@ -270,7 +277,7 @@ def _in_order(intervals: list[Interval], where: str) -> list[Interval]:
     """The intervals, after a look at their times; labels may touch, not overlap (but for a millisecond of rounding)."""
     before = 0.0
     for interval in intervals:
-        if not (interval.start <= interval.end and interval.start >= before - 1e-3):
+        if not (before - 1e-3 <= interval.start <= interval.end < math.inf):
             raise LabelError(
                 f"{where}: the label {interval.label!r} from {interval.start} to {interval.end} s begins before "
                 f"{before} s or ends before it begins."

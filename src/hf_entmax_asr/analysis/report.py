@@ -26,6 +26,7 @@ from hf_entmax_asr.analysis.figures.training import plot_alphas, plot_gates, plo
 from hf_entmax_asr.analysis.figures.weights import plot_score_histograms
 from hf_entmax_asr.analysis.page import Picture, Table, page, stage
 from hf_entmax_asr.analysis.trajectories import trajectory
+from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ def write_report(
     if shown:
         sections.append(("Examples", shown))
     target = folder / "index.html"
-    partial = folder / ".index.html.partial"
-    partial.write_text(page(document, sections), encoding="utf-8")
-    partial.replace(target)
+    write_text_atomically(target, page(document, sections))
     return target
 
 

@@ -1,4 +1,4 @@
-"""Audio files of any kind that libsndfile reads, and SPHERE compressed by shorten: decoded whole, or refused."""
+"""Audio files of any kind that libsndfile or FFmpeg reads: decoded whole, or refused."""
 
 import io
 from collections.abc import Mapping
@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from hf_entmax_asr.audio.containers import cut_short, decode_by_ffmpeg, ogg_fault
 from hf_entmax_asr.audio.resampling import check_sampling_rate, resample
 from hf_entmax_asr.audio.sphere import decode_shorten, is_shorten_compressed
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au"})
-_OGG_LAST_PAGE = 65_307  # the longest an Ogg page can be (RFC 3533)
+# Of libsndfile, then of FFmpeg, which is asked for whatever libsndfile does not know.
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}
+    | {".sph", ".wv1", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka", ".mov"}
+)
+LARGEST_FILE = 2**32  # bytes
+MOST_SAMPLES = 2**29  # of all channels: 9 hours at 16 kHz; 2 GiB as they are decoded
+_READ_AT_ONCE = 2**22  # samples; channels are mixed piece by piece
 
 
 def read_audio(item: Mapping[str, Any] | str | Path, sampling_rate: int = 16_000) -> np.ndarray:
@@ -20,14 +27,16 @@ def read_audio(item: Mapping[str, Any] | str | Path, sampling_rate: int = 16_000
 
     `item` is a path, or the `{"path", "bytes"}` of an undecoded datasets Audio column; bytes win over the path. Several
     channels are mixed to one by their mean; another sampling rate is resampled (see `resample`). libsndfile decodes;
-    SPHERE files with embedded shorten, which it cannot read, go to PyAV.
-    Raises FileNotFoundError for a missing file; ValueError for audio that cannot be decoded, is empty, is cut short,
-    holds NaN or infinite samples, or has a rate outside 1 to 768 kHz; ImportError for a shorten-compressed file without
-    PyAV.
+    what it cannot read, as AAC or SPHERE files with embedded shorten, goes to FFmpeg through PyAV.
+    Raises FileNotFoundError for a missing file; ValueError for audio that cannot be decoded, is empty, is cut short or
+    has a hole, holds NaN or infinite samples, is longer than 2^29 samples, or has a rate outside 1 to 768 kHz, and for
+    a pipe or device; ImportError for a file that needs PyAV, without it.
     """
     content, name = _content(item)
     try:
         samples, stored_rate = _decode(content)
+    except ImportError as error:
+        raise ImportError(f"{name}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if not len(samples):
@@ -44,52 +53,100 @@ def read_audio(item: Mapping[str, Any] | str | Path, sampling_rate: int = 16_000
 def audio_duration(item: Path | bytes) -> float:
     """Length in seconds of an audio file, given by path or as its bytes; read from its header where that is enough.
 
-    A shorten-compressed file is decoded, for nothing short of that tells whether it is whole; so is the end of a FLAC
+    What only FFmpeg reads is decoded, for nothing short of that tells whether it is whole; so is the end of a FLAC
     file. Raises ValueError when there is no audio, it cannot be read, its rate is outside 1 to 768 kHz, or the file is
-    cut short.
+    cut short or has a hole.
     """
-    try:
-        with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
-            head = file.read(4096)  # more than any SPHERE header in use
+    if isinstance(item, Path):
+        _check_regular(item)
+    with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
+        head = file.read(4096)  # more than any SPHERE header in use
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        fault = cut_short(head, size)
+        if fault:
+            raise ValueError(f"cut short: {fault}")
+        if head[:4] == b"OggS" and (fault := ogg_fault(file.read())):
+            raise ValueError(fault)
+        file.seek(0)
+        try:
             if is_shorten_compressed(head):
-                samples, sampling_rate = decode_shorten(head + file.read())
-                if not len(samples):
-                    raise ValueError("no audio samples")
-                check_sampling_rate(sampling_rate)
-                return len(samples) / sampling_rate
-            size = file.seek(0, io.SEEK_END)
-            file.seek(max(0, size - _OGG_LAST_PAGE))
-            cut = _cut_short(head, file.read(), size)
-            if cut:
-                raise ValueError(f"cut short: {cut}")
-            file.seek(0)
-            with soundfile.SoundFile(file) as audio:
+                raise _NotForLibsndfile
+            with _open(file) as audio:
                 if not audio.frames:
                     raise ValueError("no audio samples")
                 if audio.format == "FLAC" and not _reaches_its_end(audio):
                     raise ValueError("cut short: its last samples are missing")
                 check_sampling_rate(audio.samplerate)
                 return audio.frames / audio.samplerate
+        except _NotForLibsndfile:
+            file.seek(0)
+            samples, sampling_rate = _decode(file.read())
+    if not len(samples):
+        raise ValueError("no audio samples")
+    check_sampling_rate(sampling_rate)
+    return len(samples) / sampling_rate
+
+
+class _NotForLibsndfile(ValueError):
+    """libsndfile does not know this kind of file."""
+
+
+def _open(file: Any) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
-        raise ValueError(error.error_string) from error
+        raise _NotForLibsndfile(error.error_string) from error
 
 
 def _decode(content: bytes) -> tuple[np.ndarray, int]:
-    """Float32 samples (samples, channels) and their rate (Hz); ValueError where they cannot be had whole."""
+    """Float32 samples (samples, 1), the mean of the channels, and their rate (Hz); ValueError where they cannot be had
+    whole."""
+    if is_shorten_compressed(content):
+        return decode_shorten(content)
+    fault = cut_short(content, len(content))
+    fault = f"cut short: {fault}" if fault else ogg_fault(content) if content[:4] == b"OggS" else None
+    if fault:
+        raise ValueError(f"the file is {fault}; fetch or convert it again")
     try:
-        if is_shorten_compressed(content):
-            return decode_shorten(content)
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            announced, stored_rate, container = file.frames, file.samplerate, file.format
-            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
+        file = _open(io.BytesIO(content))
+    except _NotForLibsndfile as error:
+        try:
+            return decode_by_ffmpeg(content, MOST_SAMPLES)
+        except ImportError as missing:
+            raise ValueError(f"cannot be decoded ({error}; {missing}); convert it to WAV or FLAC") from missing
+        except ValueError as other:
+            raise ValueError(f"cannot be decoded ({error}; {other}); convert it to WAV or FLAC") from other
+    with file:
+        announced, stored_rate, container = file.frames, file.samplerate, file.format
+        # An MP3 header only estimates its length; others may lie about it.
+        if announced * file.channels > MOST_SAMPLES:
+            seconds = announced / max(1, stored_rate)
+            raise ValueError(f"it lasts {seconds:,.0f} s, {announced * file.channels:,} samples; cut it first")
+        samples = _mixed(file)
+    if container != "MP3" and len(samples) < announced:
+        raise ValueError(
+            f"the file is cut short: its header announces {announced} samples, {len(samples)} follow; fetch or convert "
+            "it again"
+        )
+    return samples, stored_rate
+
+
+def _mixed(file: soundfile.SoundFile) -> np.ndarray:
+    """All samples (samples, 1), the mean of the channels, NaN and infinity kept."""
+    pieces, total = [], 0
+    try:
+        while True:
+            piece = file.read(max(1, _READ_AT_ONCE // file.channels), dtype="float32", always_2d=True)
+            if not len(piece):
+                break
+            total += piece.size
+            if total > MOST_SAMPLES:
+                raise ValueError(f"it holds more than {MOST_SAMPLES:,} samples; cut it first")
+            pieces.append(piece.mean(axis=1, keepdims=True))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"cannot be decoded ({error.error_string}); convert it to WAV or FLAC") from error
-    cut = _cut_short(content[:64], content[-_OGG_LAST_PAGE:], len(content))
-    if cut is None and container != "MP3" and len(samples) < announced:  # an MP3 header only estimates its length
-        cut = f"its header announces {announced} samples, {len(samples)} follow"
-    if cut:
-        raise ValueError(f"the file is cut short: {cut}; fetch or convert it again")
-    return samples, stored_rate
+    return np.concatenate(pieces) if pieces else np.empty((0, 1), np.float32)
 
 
 def _reaches_its_end(audio: soundfile.SoundFile) -> bool:
@@ -99,20 +156,6 @@ def _reaches_its_end(audio: soundfile.SoundFile) -> bool:
         return len(audio.read(1)) == 1
     except soundfile.LibsndfileError:
         return False
-
-
-def _cut_short(head: bytes, tail: bytes, size: int) -> str | None:
-    """Say how a WAV or Ogg file of `size` bytes is cut short, or None: libsndfile reads what is left without a word."""
-    if head[:4] == b"RIFF":
-        announced = int.from_bytes(head[4:8], "little") + 8
-        # Programs that write into a pipe leave the size at 0 or its maximum; some count a padding byte never written.
-        if 8 < announced < 0xFFFFFF00 and announced > size + 1:
-            return f"its header announces {announced} bytes, it has {size}"
-    if head[:4] == b"OggS":
-        page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
-        if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-            return "its last page is not whole or does not close the stream"
-    return None
 
 
 def _content(item: Mapping[str, Any] | str | Path) -> tuple[bytes, str]:
@@ -125,6 +168,15 @@ def _content(item: Mapping[str, Any] | str | Path) -> tuple[bytes, str]:
             raise ValueError("audio item has neither bytes nor a path")
     else:
         path = item
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"audio file {path} does not exist")
+    _check_regular(Path(path))
     return Path(path).read_bytes(), str(path)
+
+
+def _check_regular(path: Path) -> None:
+    """A pipe would be waited for, perhaps for ever, and a device never ends."""
+    if not path.exists():
+        raise FileNotFoundError(f"audio file {path} does not exist")
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file, but a {'folder' if path.is_dir() else 'pipe or device'}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than {LARGEST_FILE:,}; cut it first")

@@ -37,6 +37,7 @@ EXPECTED = {"train": 120_098, "dev": 14_326, "test": 7_176}
 TRANSCRIPT = "aishell_transcript_v0.8.txt"
 _ID = re.compile(r"BAC009(S\d{4})W\d{4}")
 _ARCHIVE = ".tar.gz"
+LARGEST_ARCHIVE = 2**29  # bytes
 _ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 _FULL_WIDTH_LATIN = {
     full: full - 0xFEE0 for first, last in (("Ａ", "Ｚ"), ("ａ", "ｚ")) for full in range(ord(first), ord(last) + 1)
@@ -143,11 +144,20 @@ def _recordings(source: str) -> Iterator[tuple[str, bytes | None]]:
     with gzip.open(source) as unpacked:
         with tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
+                _check_size(member.offset_data + member.size, source)
                 if member.isfile() and member.name.endswith(".wav"):
                     content = archive.extractfile(member)
                     yield f"{source}/{member.name.removeprefix('./')}", content.read() if content else b""
         while unpacked.read(1 << 20):  # gzip compares its checksum at the very end
-            pass
+            _check_size(unpacked.tell(), source)
+
+
+def _check_size(unpacked_bytes: int, source: str) -> None:
+    """tarfile.ReadError for an archive that holds far more than a speaker's recordings, 45 MB, however small it is."""
+    if unpacked_bytes > LARGEST_ARCHIVE:
+        raise tarfile.ReadError(
+            f"{source} unpacks to more than {LARGEST_ARCHIVE:,} bytes; it is no archive of a speaker"
+        )
 
 
 def _entries_by_name(folder: str | Path) -> list[os.DirEntry]:

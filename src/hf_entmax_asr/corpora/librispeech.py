@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_entmax_asr.audio import audio_duration
+from hf_entmax_asr.audio import AUDIO_SUFFIXES, audio_duration
 from hf_entmax_asr.corpora.building import BadUtterances, Listing, folder_signature, utf8_lines
 from hf_entmax_asr.corpora.corpus import ShardedCorpus
-from hf_entmax_asr.corpora.report import BAD_LINE, LISTED_TWICE, NO_AUDIO, NO_TRANSCRIPT, TWO_TEXTS, Findings
+from hf_entmax_asr.corpora.report import (
+    BAD_LINE,
+    LISTED_TWICE,
+    NO_AUDIO,
+    NO_TRANSCRIPT,
+    OTHER_SUFFIX,
+    TWO_TEXTS,
+    Findings,
+)
 from hf_entmax_asr.corpora.rows import finding, finding_rows, row_features, utterance, with_audio_column
 
 if TYPE_CHECKING:
@@ -135,14 +143,22 @@ class _Chapter:
         speaker, chapter = Path(self.folder).parts[-2:]
         findings: Findings = {}
         texts = _read_transcript(Path(self.folder) / f"{speaker}-{chapter}.trans.txt", findings)
-        recorded = sorted(name[: -len(".flac")] for name in os.listdir(self.folder) if name.endswith(".flac"))
-        for name in recorded:
-            path = f"{self.folder}/{name}.flac"
+        # Converted corpora have other suffixes; of two files of one name the one as shipped, .flac, is read.
+        files = {
+            Path(name).stem: name
+            for name in sorted(os.listdir(self.folder), key=lambda n: n.endswith(".flac"))
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES
+        }
+        others = {Path(name).suffix for name in files.values()} - {".flac"}
+        if others:
+            findings[OTHER_SUFFIX] = [f"{self.folder} ({', '.join(sorted(others))})"]
+        for name in sorted(files):
+            path = f"{self.folder}/{files[name]}"
             if name in texts:
                 yield utterance(name, path, texts[name], speaker)
             else:
                 yield finding(NO_TRANSCRIPT, path)
-        findings[NO_AUDIO] = [f"{self.folder}/{name}.flac" for name in sorted(texts.keys() - set(recorded))]
+        findings[NO_AUDIO] = [f"{self.folder}/{name}.flac" for name in sorted(texts.keys() - files.keys())]
         yield from finding_rows(findings)
 
 

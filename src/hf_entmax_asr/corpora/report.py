@@ -16,7 +16,8 @@ NO_TRANSCRIPT = "audio files without a transcript, left out"
 SUPERSEDED = "speaker archives beside their extracted folder, not read"
 LISTED_TWICE = "utterances listed twice, used once"
 NEAREST_TEXT = "utterances with different transcripts, of which that nearest to the audio is used"
-HARMLESS = frozenset({NO_TRANSCRIPT, SUPERSEDED, LISTED_TWICE, NEAREST_TEXT})
+OTHER_SUFFIX = "folders with audio in another form than it was published in, read as it is"
+HARMLESS = frozenset({NO_TRANSCRIPT, SUPERSEDED, LISTED_TWICE, NEAREST_TEXT, OTHER_SUFFIX})
 
 NO_AUDIO = "transcripts or index entries without audio"
 BAD_AUDIO = "audio files that are damaged, cut short or empty"

@@ -48,9 +48,11 @@ def entmax_attention(
     is_causal: bool,
     scale: float,
     dropout_p: float,
+    chunks: tuple[int, int],
 ) -> Tensor | None:
-    """`hf_entmax_asr.model.entmax_attention.entmax_attention` with checked arguments and α (B|1, H|1, 1, 1)."""
-    inputs = AttentionInputs(query, key, value, alpha, mask, bias, None, is_causal, scale, dropout_p)
+    """`hf_entmax_asr.model.entmax_attention.entmax_attention` with checked arguments, α (B|1, H|1, 1, 1) and
+    chunks as (size, left), (0, -1) where there are none."""
+    inputs = AttentionInputs(query, key, value, alpha, mask, bias, None, is_causal, scale, dropout_p, *chunks)
     if runs_on_cpu(query, key, value, beside=(alpha, mask, bias)):
         return attention_cpu.entmax_attention(inputs)
     if runs_on_triton(query, key, value, beside=(alpha, mask, bias)):

@@ -14,7 +14,8 @@ from torch import Tensor
 from hf_entmax_asr.kernels.attention_inputs import OPTIONS, TENSORS, AttentionInputs
 from hf_entmax_asr.kernels.libraries import call
 
-KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each
+KEPT_AT_LEAST = 1 << 22  # weights, of 6 bytes each at most
+MOST_LANES = 16  # of a vector
 MOST_KEYS_TO_KEEP = 1 << 16  # their places are kept in 16 bits
 
 
@@ -23,7 +24,7 @@ class _Kept(NamedTuple):
 
     stats: Tensor  # (B, H, T, 2) float32: max z and t of each row
     kept_at: Tensor  # (B, H, T) int64: where its weights are kept
-    kept_count: Tensor  # (B, H, T) int32: and how many, −1 for none
+    kept_count: Tensor  # (B, H, T) int32: and how many, −1 for none, −2 for the whole row
     kept_weights: Tensor  # float32
     kept_places: Tensor  # int16: which keys they are of
 
@@ -38,6 +39,8 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("batch", "heads", "queries", "keys", "width", "value_width")),
         ("causal", ctypes.c_int32),
         ("chunks", ctypes.c_int32),
+        ("chunk_size", ctypes.c_int32),
+        ("left_chunks", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("dropout", ctypes.c_float),
         ("seed", ctypes.c_uint64),
@@ -99,11 +102,11 @@ def _as_4_dims(x: Tensor) -> Tensor:
 
 
 def kept_entries(batch: int, heads: int, queries: int, keys: int) -> int:
-    """How many weights may be kept for the backward: all of a small problem that is not dense, 1/16 of a large one."""
-    entries = batch * heads * queries * keys
+    """How many weights may be kept for the backward: all of a small problem, 1/16 of a large one."""
+    entries = batch * heads * queries * (keys + MOST_LANES)  # dense rows are kept up to a whole vector
     if keys > MOST_KEYS_TO_KEEP:
         return 0
-    return min(entries * 7 // 10, max(entries // 16, KEPT_AT_LEAST))
+    return min(entries, max(entries // 16, KEPT_AT_LEAST))
 
 
 def _attend(inputs: AttentionInputs, kept: _Kept | None) -> Tensor:
@@ -141,7 +144,7 @@ def _as_model(x: Tensor, rows: int) -> Tensor:
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::attend",
+    "hf_entmax_asr::attend_in_chunks",
     mutates_args=(),
     device_types="cpu",
     schema=f"({TENSORS}, {OPTIONS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -160,7 +163,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::attend_backward",
+    "hf_entmax_asr::attend_in_chunks_backward",
     mutates_args=(),
     device_types="cpu",
     schema=f"(Tensor grad, {TENSORS}, {_KEPT_SCHEMA}, {OPTIONS}, bool for_alpha, bool for_bias) -> "
@@ -228,7 +231,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     *gradients, d_alpha, d_bias = attend_backward(grad, *arguments)
     if wanted.alpha:
         d_alpha = d_alpha.double().sum_to_size(inputs.alpha.shape)
-    every = (*gradients, d_alpha, None, d_bias, None, None, None, None, None)
+    every = (*gradients, d_alpha, None, d_bias, *(None,) * 7)
     return tuple(g if need else None for g, need in zip(every, needs, strict=True))
 
 
@@ -247,6 +250,7 @@ def _problem(inputs: AttentionInputs) -> tuple[_Problem, list[Tensor | None]]:
     width, value_width = inputs.query.shape[3], inputs.value.shape[3]
     problem = _Problem(batch, heads, queries, keys, width, value_width, inputs.is_causal)
     problem.scale, problem.dropout = inputs.scale, inputs.dropout_p
+    problem.chunk_size, problem.left_chunks = inputs.chunk_size, inputs.left_chunks
     problem.chunks = _chunks(batch * heads, queries)
     problem.seed = 0 if inputs.seed is None else int(inputs.seed)
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (inputs.query, inputs.key, inputs.value))

@@ -10,7 +10,7 @@ from torch import Tensor
 # forward saved between the tensors and the options. (The graphs that torch.compile keeps on disk call an operator with
 # the arguments it had: another order needs other names.)
 TENSORS = "Tensor query, Tensor key, Tensor value, Tensor alpha, Tensor? mask, Tensor? bias, Tensor? seed"
-OPTIONS = "bool is_causal, float scale, float dropout_p"
+OPTIONS = "bool is_causal, float scale, float dropout_p, int chunk_size, int left_chunks"
 
 
 class AttentionInputs(NamedTuple):
@@ -29,19 +29,22 @@ class AttentionInputs(NamedTuple):
     is_causal: bool  # query i reads the keys 0 … i alone, besides what `mask` says
     scale: float  # of query keyᵀ
     dropout_p: float  # probability that a weight is dropped, if there is a seed
+    # Query i reads the chunk of so many keys that holds key i, and so many chunks before it (−1: all), besides that.
+    chunk_size: int = 0  # 0: no chunks
+    left_chunks: int = -1
 
     @classmethod
     def split(cls, arguments: Sequence[Any], saved: int = 0) -> tuple["AttentionInputs", Sequence[Any], Sequence[Any]]:
         """The record in an operator's arguments, the number of `saved` tensors amid it, and what comes behind it."""
         behind = arguments[7 + saved :]
-        return cls(*arguments[:7], *behind[:3]), arguments[7 : 7 + saved], behind[3:]
+        return cls(*arguments[:7], *behind[:5]), arguments[7 : 7 + saved], behind[5:]
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self[:7]
 
     @property
-    def options(self) -> tuple[bool, float, float]:
+    def options(self) -> tuple[bool, float, float, int, int]:
         return self[7:]
 
     @property

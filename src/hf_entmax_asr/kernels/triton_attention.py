@@ -72,8 +72,9 @@ def attention_forward(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
         arguments, strides = _arguments(inputs)
         with on_device_of(query):
             kernels.forward[(batch * heads * flags.shape[2],)](
-                *arguments, inputs.seed, out, stats, flags, live, (*strides, out.stride()), (heads, queries, keys),
-                inputs.scale, inputs.dropout_p, plan, **_options(plan)
+                *arguments, inputs.seed, out, stats, flags, live, (*strides, out.stride()),
+                (heads, queries, keys, inputs.chunk_size, inputs.left_chunks), inputs.scale, inputs.dropout_p, plan,
+                **_options(plan)
             )  # fmt: skip
     return out, stats, flags
 
@@ -90,7 +91,7 @@ def attention_backward(
     output, and what else it returned. Those of α and bias are empty where not needed; that of a bias which several rows
     share is added up in an order that is not fixed."""
     query, key, value, alpha, bias = inputs.query, inputs.key, inputs.value, inputs.alpha, inputs.bias
-    batch, heads, queries, keys = sizes = inputs.sizes
+    batch, heads, queries, keys = inputs.sizes
     plan = _plan(inputs)
     grads = [_empty_as_model(x, x.shape[2], x.shape[3]) for x in (query, key, value)]
     row_blocks, key_blocks = flags.shape[2:]
@@ -99,13 +100,14 @@ def attention_backward(
     if query.numel() and value.numel() and keys:
         arguments, strides = _arguments(inputs)
         grad = _rows_together(grad.to(query.dtype))
-        bias_view = None if bias is None or not needs_bias else for_bias.expand(sizes)
+        bias_view = None if bias is None or not needs_bias else for_bias.expand(inputs.sizes)
         bias_strides = (0, 0, 0, 0) if bias_view is None else bias_view.stride()
         live = torch.empty(flags.numel(), dtype=torch.int32, device=query.device)
         means = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
         saved = (inputs.seed, stats, flags, live, means)
         strides = (*strides, grad.stride(), bias_strides, *(x.stride() for x in grads))
-        rest = (strides, (heads, queries, keys), inputs.scale, inputs.dropout_p, plan)
+        sizes = (heads, queries, keys, inputs.chunk_size, inputs.left_chunks)
+        rest = (strides, sizes, inputs.scale, inputs.dropout_p, plan)
         with on_device_of(query):
             kernels.backward_queries[(batch * heads * row_blocks,)](
                 grad, *arguments, *saved, grads[0], for_alpha, bias_view, *rest, **_options(plan)
@@ -124,7 +126,9 @@ def attention_backward(
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::triton_attend", mutates_args=(), schema=f"({TENSORS}, {OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    "hf_entmax_asr::triton_attend_in_chunks",
+    mutates_args=(),
+    schema=f"({TENSORS}, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
 )
 def attend(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return attention_forward(AttentionInputs(*inputs))
@@ -137,7 +141,7 @@ def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    "hf_entmax_asr::triton_attend_backward",
+    "hf_entmax_asr::triton_attend_in_chunks_backward",
     mutates_args=(),
     schema=f"(Tensor grad, {TENSORS}, Tensor stats, Tensor flags, {OPTIONS}, bool needs_alpha, bool needs_bias) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -171,7 +175,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
         return (None,) * len(needs)
     arguments = (*ctx.saved_tensors, *ctx.options, needs.alpha, needs.bias)
     *gradients, for_alpha, for_bias = attend_backward(grad, *arguments)
-    every = (*gradients, for_alpha, None, for_bias, None, None, None, None)
+    every = (*gradients, for_alpha, None, for_bias, *(None,) * 6)
     return tuple(g if need else None for g, need in zip(every, needs, strict=True))
 
 
@@ -202,9 +206,11 @@ def _plan(inputs: AttentionInputs) -> Plan:
     # float32 products are rounded to TF32 where PyTorch's own may be.
     precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     per_key = inputs.bias is not None and (inputs.bias.dim() < 2 or inputs.bias.shape[-2] == 1)
+    chunked = inputs.chunk_size > 0
     return Plan(
-        inputs.is_causal, width, value_width, block_width, block_value, block_t, block_s, precision, per_key, warps
-    )
+        inputs.is_causal, chunked, width, value_width, block_width, block_value, block_t, block_s, precision, per_key,
+        warps,
+    )  # fmt: skip
 
 
 def _tiles(dtype: torch.dtype) -> Tiles:

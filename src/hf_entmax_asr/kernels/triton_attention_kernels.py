@@ -10,7 +10,7 @@ over the live tiles: ḡ = Σ u g / Σ u, then dQ, dα and the gradient of the b
 
 Throughout, `strides` are those of query, key, value, α, mask, bias and then, forward, of the output, backward, of the
 gradients of output, bias, query, key and value; `where` is (queries, keys, scale, batch, head, mask, bias, strides of
-mask, strides of bias); `noise` is (seed, batch-head pair, dropout probability).
+mask, strides of bias, chunk size, chunks before); `noise` is (seed, batch-head pair, dropout probability).
 """
 
 from typing import NamedTuple
@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     """What a kernel is compiled for."""
 
     causal: bool
+    chunked: bool  # queries read their own chunk of keys and some before it
     width: int  # of queries and keys, D
     value_width: int
     block_width: int  # the same as powers of two
@@ -89,7 +90,7 @@ def _store(matrix, index, stride, x, limit, WIDTH: tl.constexpr, BLOCK_WIDTH: tl
 @triton.jit
 def _scores(left, right, rows, cols, where, P: tl.constexpr):
     """A tile of masked scores. `rows` and `cols` broadcast to its shape, whichever of queries and keys is `left`."""
-    queries, keys, scale, b, h, mask, bias, mask_strides, bias_strides = where
+    queries, keys, scale, b, h, mask, bias, mask_strides, bias_strides, chunk_size, left_chunks = where
     s = _dot(left, tl.trans(right), P) * scale
     valid = (rows < queries) & (cols < keys)
     if bias is not None:
@@ -97,6 +98,11 @@ def _scores(left, right, rows, cols, where, P: tl.constexpr):
         s += tl.load(at, mask=valid, other=0.0).to(tl.float32)
     if P.causal:
         valid = valid & (cols <= rows)
+    if P.chunked:
+        ahead = cols // chunk_size - rows // chunk_size
+        valid = valid & (ahead <= 0)
+        if left_chunks >= 0:
+            valid = valid & (ahead >= -left_chunks)
     if mask is not None:
         at = _of_head(mask, mask_strides, b, h) + rows * mask_strides[2] + cols * mask_strides[3]
         valid = valid & (tl.load(at, mask=valid, other=0) != 0)
@@ -149,10 +155,10 @@ def _key_tile(q, key, stride, block, rows, where, P: tl.constexpr):
 
 
 @triton.jit
-def _row_maxima(q, key, stride, rows, flags, blocks, where, P: tl.constexpr):
-    """Elementwise maximum of all score tiles; every tile is marked as live."""
+def _row_maxima(q, key, stride, rows, flags, first, blocks, where, P: tl.constexpr):
+    """Elementwise maximum of the score tiles from `first` on; each of them is marked as live."""
     maxima = tl.full((P.block_t, P.block_s), float("-inf"), tl.float32)
-    for j in range(blocks):
+    for j in range(first, blocks):
         _, _, s = _key_tile(q, key, stride, j, rows, where, P)
         maxima = tl.maximum(maxima, s)
         tl.store(flags + j, 1)
@@ -196,11 +202,11 @@ def forward(
     strides, sizes, scale, dropout, P: tl.constexpr,
 ):  # fmt: skip
     """Output; for the backward maximum, threshold and lift of each row, and a flag for every tile that is not zero."""
-    heads, queries, keys = sizes
+    heads, queries, keys, chunk_size, left_chunks = sizes
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(tl.cdiv(queries, P.block_t), heads)
     eps = load_eps(alpha + b * strides[3][0] + h * strides[3][1])
-    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5])
+    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5], chunk_size, left_chunks)
     flags += tl.program_id(0).to(tl.int64) * key_blocks
     live += tl.program_id(0).to(tl.int64) * key_blocks
     rows = block * P.block_t + tl.arange(0, P.block_t)
@@ -210,8 +216,14 @@ def forward(
     blocks = key_blocks
     if P.causal:
         blocks = tl.minimum(key_blocks, tl.cdiv((block + 1) * P.block_t, P.block_s))
+    first = 0
+    if P.chunked:
+        last_row = (block + 1) * P.block_t - 1
+        blocks = tl.minimum(blocks, tl.cdiv((last_row // chunk_size + 1) * chunk_size, P.block_s))
+        if left_chunks >= 0:
+            first = tl.maximum(block * P.block_t // chunk_size - left_chunks, 0) * chunk_size // P.block_s
 
-    maxima = _row_maxima(q, key, strides[1][2], rows, flags, blocks, where, P)
+    maxima = _row_maxima(q, key, strides[1][2], rows, flags, first, blocks, where, P)
     top = tl.max(maxima, 1)
     t = climb(relative(maxima, top[:, None]), eps)
     t, lift, listed = _climb_tiles(q, key, strides[1][2], rows, top, t, eps, flags, live, blocks, where, P)
@@ -283,11 +295,11 @@ def backward_queries(
     grad_bias, strides, sizes, scale, dropout, P: tl.constexpr,
 ):  # fmt: skip
     """Gradients by blocks of queries: of Q, of α (one value per program), of the bias (added up); and ḡ of each row."""
-    heads, queries, keys = sizes
+    heads, queries, keys, chunk_size, left_chunks = sizes
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(tl.cdiv(queries, P.block_t), heads)
     eps = load_eps(alpha + b * strides[3][0] + h * strides[3][1])
-    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5])
+    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5], chunk_size, left_chunks)
     noise = (seed, pair, dropout)
     live += tl.program_id(0).to(tl.int64) * key_blocks
     listed = _list_live(flags + tl.program_id(0).to(tl.int64) * key_blocks, 1, key_blocks, live)
@@ -333,12 +345,12 @@ def backward_keys(
     strides, sizes, scale, dropout, P: tl.constexpr,
 ):  # fmt: skip
     """Gradients by blocks of keys: of K and V. Tiles are (keys, queries) here."""
-    heads, queries, keys = sizes
+    heads, queries, keys, chunk_size, left_chunks = sizes
     row_blocks = tl.cdiv(queries, P.block_t)
     key_blocks = tl.cdiv(keys, P.block_s)
     pair, block, b, h = _locate(key_blocks, heads)
     eps = load_eps(alpha + b * strides[3][0] + h * strides[3][1])
-    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5])
+    where = (queries, keys, scale, b, h, mask, bias, strides[4], strides[5], chunk_size, left_chunks)
     live += tl.program_id(0).to(tl.int64) * row_blocks
     column = flags + pair.to(tl.int64) * row_blocks * key_blocks + block
     listed = _list_live(column, key_blocks, row_blocks, live)

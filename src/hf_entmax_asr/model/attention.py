@@ -1,10 +1,11 @@
 """Multi-head attention whose weights come from a chosen transform: over a side's own states, and over the audio."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .chunks import NO_CHUNKS, Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .transforms import apply_weights, make_transform
 
@@ -57,6 +58,13 @@ class MultiHeadAttention(nn.Module):
         return split_heads(projection(x), self.num_heads)
 
 
+class KeyValueCache(Protocol):
+    """What self-attention asks of a cache."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Takes those of new states (B, H, T, D) and gives all that they may read (B, H, S, D)."""
+
+
 class SelfAttention(MultiHeadAttention):
     """transform(Q Kᵀ / √D) V per head (paper eq. 1-3 with the transform in softmax's place).
 
@@ -82,8 +90,9 @@ class SelfAttention(MultiHeadAttention):
         shared_map: Tensor | None = None,
         bias: Tensor | None = None,
         *,
-        cache: Cache | None = None,
+        cache: Cache | KeyValueCache | None = None,
         need_weights: bool = False,
+        chunks: Chunks = NO_CHUNKS,
     ) -> tuple[Tensor, Tensor | None]:
         """Reads the states of its own side.
 
@@ -94,6 +103,7 @@ class SelfAttention(MultiHeadAttention):
             bias: floating, broadcastable to (B, H, T, S), added to the scores; a layer that borrows its map has none.
             cache: of the keys and values of all layers; filled and read.
             need_weights: without them, α-entmax attention need not hold them.
+            chunks: a state reads its chunk and some before it alone, besides what `attention_mask` says.
 
         Returns:
             output (B, T, C), and weights (B, H, T, S) if they are needed, or lent to another layer.
@@ -116,6 +126,7 @@ class SelfAttention(MultiHeadAttention):
             scale=self.scale,
             dropout_p=dropout_p,
             need_weights=need_weights or self.lends_map,
+            chunks=chunks,
         )
         return self.out_proj(merge_heads(context)), weights
 
@@ -152,9 +163,10 @@ class CrossAttention(MultiHeadAttention):
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
         need_weights: bool = False,
+        reference: Tensor | None = None,
     ) -> CrossAttentionOutput:
         """Reads the audio for U tokens; arguments as for `MonotonicAttention.forward`. It reads all of it for every
-        token, so that those before and the mask of the tokens change nothing."""
+        token, so that those before, the mask of the tokens and their times change nothing."""
         key, value = self._keys_and_values(encoder_hidden_states, cache)
         context, weights = self.transform.attend(
             self.heads_of(self.q_proj, hidden_states),

@@ -46,6 +46,12 @@ class MonotonicLayer(DynamicLayer):
         """Appends the progress of the newest tokens behind the first `tokens`."""
         self.progress = progress if self.progress is None else torch.cat([self.progress[:, :, :tokens], progress], 2)
 
+    def replace(self, keys: Tensor, values: Tensor, window_keys: Tensor | None) -> None:
+        """Those of more audio in place of what is held; the progress stays."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.keys, self.values, self.window_keys = keys, values, window_keys
+
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         names = self.tensors()
         own = torch.arange(len(beam_idx), device=beam_idx.device) // self.num_beams

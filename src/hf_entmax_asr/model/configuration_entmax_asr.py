@@ -4,7 +4,7 @@
 Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says so.
 """
 
-from collections.abc import Callable
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -13,26 +13,21 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups, one_of
+
 Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
 # What each name stands for: transforms.py.
 TRANSFORMS = ("softmax", "sparsemax", "entmax15", "entmax", "topk")
 CROSS_HEAD_TRANSFORMS = ("none", *(name for name in TRANSFORMS if name != "topk"))
-POSITIVE_SIZES = (
-    "vocab_size",
-    "num_mel_bins",
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "subsampling_channels",
-    "attention_topk",
-    "max_source_positions",
-    "max_target_positions",
-)
+# The largest of each that is built; far beyond any model, and far below what takes all memory before it is noticed.
+LARGEST_SIZES = {
+    **dict.fromkeys(("vocab_size", "attention_topk", "max_source_positions", "max_target_positions"), 10_000_000),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 1_000_000),
+    **dict.fromkeys(("d_model", "subsampling_channels"), 100_000),
+    **dict.fromkeys(("num_mel_bins", "encoder_attention_heads", "decoder_attention_heads"), 10_000),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1_000),
+}
 FRONT_ENDS = ("conv2d", "whisper")
 POSITIONS = ("sinusoidal", "learned")
 FRACTIONS = (
@@ -43,17 +38,7 @@ FRACTIONS = (
     "label_smoothing",
     "ctc_loss_weight",
 )
-HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus", "delay")
-
-
-def one_of(*choices: str) -> Callable[[str], None]:
-    """A check of a field against a list, made whenever the field is set."""
-
-    def check(value: str) -> None:
-        if value not in choices:
-            raise ValueError(f"{value!r} is not known. Use one of: {', '.join(choices)}.")
-
-    return check
+HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus", "delay", "reference")
 
 
 @strict
@@ -96,6 +81,15 @@ class EntmaxAsrConfig(PreTrainedConfig):
             first layer of a group computes the map and holds it in memory; the others have values and an output
             projection alone, and drop weights out anew. `None`: each layer has its own map.
 
+    Encoding in chunks, so that text can be written while audio comes in (not in the paper; `docs/streaming.md`):
+        encoder_chunk_size (`int`): at inference, a position reads those of its own chunk of so many positions and of
+            the chunks before it; 0: all of the audio. It may be set on a living model, or for one call:
+            `generate(..., encoder_chunk_size=16)`.
+        encoder_left_chunks (`int`): how many chunks before its own a position reads; -1: all.
+        chunk_training_rate (`float`): share of the training batches that are encoded in chunks, so that one model
+            works at full context and at each chunk size.
+        chunk_training_sizes, chunk_training_left (`list[int]`): what size and left chunks are drawn from, evenly.
+
     Monotonic cross-attention (Sec. III-B):
         cross_attention (`str`): `"monotonic"` or `"full"`.
         first_monotonic_layer (`int`): decoder layers below it keep full cross-attention.
@@ -110,16 +104,22 @@ class EntmaxAsrConfig(PreTrainedConfig):
             expected alignment), for inference.
         firing_rule (`str`): when a hard head stops: `"threshold"` (first energy >= 0) or `"cumulative"` (first
             position where 1 − Π(1 − p) >= 1/2 since the last stop).
+        monotonic_head_wait (`int` or `None`): with hard heads at inference, none stops more than so many positions
+            behind the leftmost of its layer, so that slow heads hold up no text (head-synchronous decoding, Inaguma et
+            al. 2020, arXiv 2005.09394); 0: all stop together. `None`: each stops where it will.
         head_drop (`float`): HeadDrop probability of a monotonic head, per utterance, in training.
 
     Head regularisation (Sec. III-B names an L1 term and gives no formula; all are our readings):
         head_regularizer (`str`): `"gate_l1"` (one gate per head, Σ|g|), `"quantity"` (|Σα − U|), `"group_lasso"`
             (norms of each head's output slice), `"boundary_consensus"` (spread of the heads' expected positions),
             `"delay"` (how far, as a share of the audio, a head's expected position lies behind an even pace through
-            the audio; a start from full attention needs it, or stops stay at the end), or `"none"`.
+            the audio; a start from full attention needs it or the next, or stops stay at the end), `"reference"` (how
+            many positions it lies outside a window around the token's true end), or `"none"`.
         head_regularizer_weight (`float`): λ.
         head_regularizer_layers (`list[int]`): the decoder layers it applies to ("shallow layers"; layers without
             monotonic attention are refused).
+        reference_window (`list[float]`): for `"reference"`, how many encoder positions before and after a token's end
+            a head may stop at no cost; `None` is no bound on that side.
 
     Cross-head attention (Sec. IV-C):
         cross_head_transform (`str`): weights over the heads' outputs, computed from the query: `"none"` or a
@@ -128,6 +128,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     Training objective:
         ctc_loss_weight (`float`): weight of a CTC loss on the encoder, blank = pad token; 0 builds no CTC head.
         label_smoothing (`float`): of the cross entropy, in training only.
+        sparsity_weight (`float`): price of dense attention (ours), times the mean of 2 − α over all learned α.
 
     Positions and prompts (not in the paper; a pretrained start needs them):
         encoder_positions, decoder_positions (`str`): `"sinusoidal"`, of any length, or `"learned"`, a table of
@@ -137,33 +138,24 @@ class EntmaxAsrConfig(PreTrainedConfig):
             positions are added.
         decoder_prompt_ids (`list[int]`): tokens between the start token and the text, given and never predicted, as
             Whisper's language and task.
+        max_tokens_per_position (`float`): a text has at most so many tokens for each encoder position; `generate` ends
+            it there. Training sets it from its texts.
 
     Blocks are pre-norm; `tie_word_embeddings` shares the output projection with the token embedding.
     """
 
     model_type = "entmax_asr"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
         "past_key_values",
         "cross_entropy_loss",
         "ctc_loss",
         "head_penalty",
         "ctc_logits",
-    )
+    ]
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
         "num_hidden_layers": "encoder_layers",
-    }
-
-    # Found by `pipeline("entmax-asr", checkpoint, trust_remote_code=True)`. The stock task is not claimed: transformers
-    # would then refuse it without trust_remote_code.
-    custom_pipelines = {  # noqa: RUF012
-        "entmax-asr": {
-            "impl": "pipeline_entmax_asr.EntmaxAsrPipeline",
-            "pt": ["AutoModelForSpeechSeq2Seq"],
-            "tf": [],
-            "type": "multimodal",
-        }
     }
 
     vocab_size: int = 5000
@@ -202,6 +194,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
     encoder_map_groups: list[int] | tuple[int, ...] | None = None
     decoder_map_groups: list[int] | tuple[int, ...] | None = None
 
+    encoder_chunk_size: int = 0
+    encoder_left_chunks: int = -1
+    chunk_training_rate: float | int = 0.0
+    chunk_training_sizes: list[int] | tuple[int, ...] = (8, 16, 32, 64)
+    chunk_training_left: list[int] | tuple[int, ...] = (-1,)
+
     cross_attention: str = "monotonic"
     first_monotonic_layer: int = 0
     monotonic_chunk_size: int | None = 1
@@ -211,15 +209,18 @@ class EntmaxAsrConfig(PreTrainedConfig):
     # These two are switched on a living model, where a slip of the pen would go unnoticed.
     monotonic_decoding: str = validated_field(one_of("hard", "soft"), default="hard")
     firing_rule: str = validated_field(one_of("threshold", "cumulative"), default="threshold")
+    monotonic_head_wait: int | None = None
     head_drop: float | int = 0.0
 
     head_regularizer: str = "none"
     head_regularizer_weight: float | int = 0.0
     head_regularizer_layers: list[int] | tuple[int, ...] = ()
+    reference_window: list[float | int | None] | tuple[float | int | None, ...] = (None, 10)
     cross_head_transform: str = "none"
 
     ctc_loss_weight: float | int = 0.0
     label_smoothing: float | int = 0.0
+    sparsity_weight: float | int = 0.0
 
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -229,6 +230,13 @@ class EntmaxAsrConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int = 1
     decoder_prompt_ids: list[int] | tuple[int, ...] = ()
+    max_tokens_per_position: float | int = 1.0
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """For `pipeline("entmax-asr", …)`; the stock task, claimed, would be refused without trust_remote_code."""
+        impl = "pipeline_entmax_asr.EntmaxAsrPipeline"
+        return {"entmax-asr": {"impl": impl, "pt": ["AutoModelForSpeechSeq2Seq"], "tf": [], "type": "multimodal"}}
 
     @property
     def frames_per_position(self) -> int:
@@ -298,9 +306,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Refuses numbers outside their range."""
-        for name in POSITIVE_SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1.")
+        for name, largest in LARGEST_SIZES.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1 and at most {largest:,}.")
+        for name in ("softmax_temperature", "energy_bias_init", "energy_noise_std", "head_regularizer_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} = {getattr(self, name)} must be a finite number.")
         for name in FRACTIONS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1).")
@@ -321,6 +332,10 @@ class EntmaxAsrConfig(PreTrainedConfig):
                 f"decoder_prompt_ids = {list(self.decoder_prompt_ids)} holds {outside[0]}, which is no token: "
                 f"vocab_size = {self.vocab_size}."
             )
+        if not 0 < self.max_tokens_per_position <= 1000:
+            raise ValueError(
+                f"max_tokens_per_position = {self.max_tokens_per_position} must be above 0 and at most 1000."
+            )
         if self.softmax_temperature <= 0:
             raise ValueError(f"softmax_temperature = {self.softmax_temperature} must be above 0.")
         if not 1 < self.entmax_alpha_init < 2:
@@ -329,36 +344,11 @@ class EntmaxAsrConfig(PreTrainedConfig):
                 "for the ends use the transforms 'softmax' and 'sparsemax'."
             )
 
-    def validate_heads_per_layer(self) -> None:
-        """Refuses lists that do not fit the layers, and heads that were never there."""
-        for kind, side in (("encoder", "encoder"), ("decoder", "decoder"), ("cross", "decoder")):
-            counts, layers = getattr(self, f"{kind}_heads_per_layer"), getattr(self, f"{side}_layers")
-            if counts is None:
-                continue
-            most = self._all_heads(kind)
-            if len(counts) != layers or any(not 1 <= count <= most for count in counts):
-                raise ValueError(
-                    f"{kind}_heads_per_layer = {list(counts)} must hold one number for each of {side}_layers = "
-                    f"{layers}, between 1 and {side}_attention_heads = {most}; None gives every layer all heads."
-                )
-
-    def validate_map_groups(self) -> None:
-        """Refuses groups that do not cover the layers."""
-        for side in ("encoder", "decoder"):
-            sizes, layers = getattr(self, f"{side}_map_groups"), getattr(self, f"{side}_layers")
-            if sizes is None:
-                continue
-            if any(size < 1 for size in sizes) or sum(sizes) != layers:
-                raise ValueError(
-                    f"{side}_map_groups = {list(sizes)} must be sizes of at least 1 that add up to {side}_layers = "
-                    f"{layers}, not to {sum(sizes)}; None shares no map."
-                )
-            heads = [self.heads(side, layer) for layer in range(layers)]
-            if any(heads[self.map_layer(side, layer)] != heads[layer] for layer in range(layers)):
-                raise ValueError(
-                    f"{side}_heads_per_layer = {heads} differs within the groups of {side}_map_groups = {list(sizes)}: "
-                    "layers that share a map have equally many heads."
-                )
+    def validate_layers(self) -> None:
+        """Refuses heads and groups that do not fit the layers, and chunks that are none."""
+        check_heads_per_layer(self)
+        check_map_groups(self)
+        check_chunks(self)
 
     def validate_monotonic(self) -> None:
         """Refuses monotonic and head options that contradict each other."""
@@ -366,10 +356,20 @@ class EntmaxAsrConfig(PreTrainedConfig):
             raise ValueError(
                 f"monotonic_chunk_size = {self.monotonic_chunk_size} must be at least 1, or None for infinite lookback."
             )
+        if self.monotonic_head_wait is not None and self.monotonic_head_wait < 0:
+            raise ValueError(
+                f"monotonic_head_wait = {self.monotonic_head_wait} must be 0 or more, or None for no limit."
+            )
         if self.energy_noise_std < 0:
             raise ValueError(f"energy_noise_std = {self.energy_noise_std} must not be negative.")
-        if self.head_regularizer_weight < 0:
-            raise ValueError(f"head_regularizer_weight = {self.head_regularizer_weight} must not be negative.")
+        for name in ("head_regularizer_weight", "sparsity_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must not be negative.")
+        if len(self.reference_window) != 2 or any(bound is not None and bound < 0 for bound in self.reference_window):
+            raise ValueError(
+                f"reference_window = {list(self.reference_window)} must be two numbers of positions, before and after, "
+                "not negative; None is no bound."
+            )
         if self.cross_attention == "monotonic" and not 0 <= self.first_monotonic_layer < self.decoder_layers:
             raise ValueError(
                 f"first_monotonic_layer = {self.first_monotonic_layer} must lie in [0, {self.decoder_layers - 1}] "

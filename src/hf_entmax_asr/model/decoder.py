@@ -1,6 +1,7 @@
 """The decoder's block: pre-norm sparse self-attention, monotonic or full cross-attention, feed-forward."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -8,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import CrossAttention, SelfAttention
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .layers import FeedForward, residual
+from .losses import IGNORED_LABEL
 from .monotonic import MonotonicAttention
 
 
@@ -41,10 +43,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
         need_weights: bool = False,
+        reference: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, U, C), causal mask (B, 1, U, past + U), audio (B, S, C) and its mask (B, S), the map (B, H, U, past + U)
-        that the layer before used, for a layer that shares it, mask of the tokens (B, U) -> (B, U, C), penalty, and
-        the map of this layer where a later one shares it."""
+        that the layer before used, for a layer that shares it, mask of the tokens (B, U), positions where they end
+        (B, U) for the penalty -> (B, U, C), penalty, and the map of this layer where a later one shares it."""
         update, weights = self.self_attn(
             self.self_attn_layer_norm(hidden_states),
             attention_mask,
@@ -65,6 +68,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             past_tokens,
             target_mask,
             need_weights,
+            reference,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
 
@@ -86,3 +90,16 @@ def causal_mask(attention_mask: Tensor | None, tokens: int, past_tokens: int, de
         missing = attention_mask.new_ones(attention_mask.shape[0], total - attention_mask.shape[-1])
         attention_mask = torch.cat([missing, attention_mask], -1)
     return mask & attention_mask[:, None, None, :total].bool()
+
+
+def shifted_labels(config: EntmaxAsrConfig, labels: Tensor) -> Tensor:
+    """(B, U) labels, −100 where padded -> (B, P + U) decoder inputs: shifted right behind the start token and the P
+    tokens of the prompt."""
+    given = labels.new_tensor([config.decoder_start_token_id, *config.decoder_prompt_ids])
+    shifted = torch.cat([given.expand(len(labels), -1), labels[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
+
+
+def label_mask(config: EntmaxAsrConfig, labels: Tensor) -> Tensor:
+    """(B, U) labels, −100 where padded -> (B, P + U) boolean, true at the decoder inputs that are real."""
+    return F.pad(labels != IGNORED_LABEL, (len(config.decoder_prompt_ids), 0), value=True)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .chunks import NO_CHUNKS, Chunks, chunk_mask
 from .entmax import check_alpha_range, entmax
 
 try:  # the native form, where the package is installed; this file also travels alone
@@ -21,6 +22,7 @@ def entmax_attention(
     bias: Tensor | None = None,
     *,
     is_causal: bool = False,
+    chunks: Chunks = NO_CHUNKS,
     scale: float | None = None,
     dropout_p: float = 0.0,
     return_weights: bool = False,
@@ -39,6 +41,7 @@ def entmax_attention(
             gets zeros, with zero gradients.
         bias: floating, broadcastable to (B, H, T, S), added to the scaled scores; −∞ forbids a key as a mask does.
         is_causal: query i reads the keys 0 … i alone, besides what `mask` says.
+        chunks: query i reads its chunk and some before it alone, besides that; see `Chunks`.
         scale: of the scores; 1/√D by default.
         dropout_p: rate of dropout on the weights; the caller passes 0 outside training.
         return_weights: also return the weights (B, H, T, S), before dropout.
@@ -59,15 +62,14 @@ def entmax_attention(
     _check_devices(query, key=key, value=value, alpha=alphas, mask=mask, bias=bias)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if native_entmax_attention is not None and not return_weights:
-        out = native_entmax_attention(query, key, value, alphas, mask, bias, is_causal, scale, dropout_p)
+        out = native_entmax_attention(query, key, value, alphas, mask, bias, is_causal, scale, dropout_p, chunks)
         if out is not None:
             return out
     scores = query * scale @ key.transpose(-1, -2)  # (B, H, T, S); scaled before, for float16's range
     if bias is not None:
         scores = scores + bias
-    if is_causal:
-        earlier = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        mask = earlier if mask is None else mask & earlier
+    for limit in (Chunks(1) if is_causal else NO_CHUNKS, chunks):
+        mask = chunk_mask(limit, scores, mask)
     weights = entmax(scores, alphas, mask=mask)
     out = F.dropout(weights, dropout_p).to(value.dtype) @ value
     return (out, weights) if return_weights else out

@@ -15,7 +15,16 @@ from transformers import AutoFeatureExtractor
 from transformers.utils import logging
 
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .log_mel import HOP_SAMPLES, SAMPLING_RATE, WINDOW_SAMPLES, log_mel, log_mel_frames, scale_log_mel
+from .log_mel import HOP_SAMPLES, SAMPLING_RATE, WINDOW_SAMPLES, log_mel, log_mel_frames, windows_log_mel
+from .normalization import (
+    STD_FLOOR,
+    GlobalMoments,
+    Normalizer,
+    RunningMaximum,
+    RunningMoments,
+    scaled_log_mel,
+    unchanged,
+)
 from .speech_features import INT16_SCALE, Counts, SpeechFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -23,8 +32,21 @@ logger = logging.get_logger(__name__)
 PREEMPHASIS = 0.97
 LOWEST_FREQUENCY_HZ = 20
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # where Kaldi cuts off before the logarithm
-STD_FLOOR = 1e-5  # a bin that never moves in an utterance becomes 0, not 0 / 0
+SILENT = math.log(MEL_FLOOR) + 1e-3  # a bin of digital zeros is no higher
+LATEST_VERSION = 2
+FAINTER = math.log(1e4)  # 40 dB: in frames so much below the loudest, no speech is heard beside it
+CLICK_FRAMES = 5  # louder ones than these may be a click; 50 ms of speech are not
+LOWEST = -4.0  # standard deviations from the mean
 GLOBAL_STD_FLOOR = 0.1  # a bin that hardly moves in the training data must not be amplified without bound elsewhere
+# Of each setting: beyond any use, and far below what takes all memory before it is noticed.
+LARGEST = {
+    "feature_size": 10_000,
+    "sampling_rate": 768_000,
+    "hop_ms": 10_000,
+    "window_ms": 10_000,
+    "min_seconds": 3_600,
+    "padding_value": 1_000_000,
+}
 FRAMES_PER_BLOCK = 512  # bounds the temporary arrays to about 10 MB, however long the recording
 
 
@@ -66,14 +88,21 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         hop_ms: time from one frame to the next.
         window_ms: length of the Povey window; not shorter than ``hop_ms``.
         cmvn: "utterance" subtracts each recording's own mean per bin and divides by its own standard deviation, over
-            its real frames; "global" does the same with stored statistics (see `fit_global_cmvn`), as streaming needs;
-            "none" leaves the logarithms as they are.
+            its real frames; "global" does the same with stored statistics (see `fit_global_cmvn`); "running" with those
+            of the frames up to each one, beside one second of the stored ones; "none" leaves the logarithms as they
+            are. Streaming takes all but "utterance".
         cmvn_mean, cmvn_std: the stored statistics, F numbers each. They are saved with the extractor.
         padding_value: what padded frames hold, after normalisation; 0 is the mean.
         kind: "kaldi" or "whisper". Whisper's are scaled by each recording's maximum and fixed in all but
             ``feature_size`` (80, or 128 for large-v3): 16 kHz, a hop of 10 ms, windows of 25 ms, ``cmvn`` "none".
         min_seconds: a shorter recording is followed by silence up to that length, which counts as real: 30 is what
             Whisper itself does. 0: every recording has its own length.
+        version: 2 takes ``cmvn`` statistics over the frames in which something sounds (at most 40 dB below the loudest
+            of the recording), and nothing lies more than 4 standard deviations below the mean: silence before, within
+            or behind speech, be it digital zeros or faint noise, changes nothing in the frames of the speech. 1 takes
+            them over all frames, without bound; extractors that were saved without a version have it.
+        maximum: what Whisper's features are scaled by: the "utterance"'s, as Whisper does, or the "running" one, of
+            the frames up to each (see `RunningMaximum`), which is the rule of streaming.
 
     Raises:
         ValueError: a setting is out of range; the message names it, its value and the limit.
@@ -83,7 +112,7 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
     short. Stereo is refused: mix it down with ``audio.mean(axis=...)``.
     """
 
-    frame_settings = ("kind", "feature_size", "sampling_rate", "hop_ms", "window_ms", "min_seconds")
+    frame_settings = ("kind", "feature_size", "sampling_rate", "hop_ms", "window_ms", "min_seconds", "version")
 
     def __init__(
         self,
@@ -97,11 +126,15 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         padding_value: float = 0.0,
         kind: str = "kaldi",
         min_seconds: float = 0.0,
+        version: int = LATEST_VERSION,
+        maximum: str = "utterance",
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.kind = kind
         self.min_seconds = min_seconds
+        self.version = version
+        self.maximum = maximum
         self.hop_ms = hop_ms
         self.window_ms = window_ms
         self.cmvn = cmvn
@@ -111,8 +144,14 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
 
     def _validate(self) -> None:
         for name in ("feature_size", "sampling_rate"):
-            if not isinstance(getattr(self, name), numbers.Integral):
+            if not isinstance(getattr(self, name), numbers.Integral) or isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+                raise ValueError(f"{name} is {value!r}; it must be a number.")
+            if value > most:
+                raise ValueError(f"{name} is {value}; it must be at most {most:,}.")
         if self.feature_size < 3:
             raise ValueError(f"feature_size is {self.feature_size}; a mel filterbank needs at least 3 bins.")
         if self.sampling_rate < 1000:
@@ -123,6 +162,11 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             )
         if not math.isfinite(self.window_ms) or self.window_samples < max(2, self.hop_samples):
             raise ValueError(f"window_ms is {self.window_ms}; it must not be shorter than hop_ms, {self.hop_ms}.")
+        if self.version not in range(1, LATEST_VERSION + 1):
+            raise ValueError(
+                f"version is {self.version!r}; this package knows 1 to {LATEST_VERSION}. Is the checkpoint of a later "
+                "package?"
+            )
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}; the model reads time from the left: use 'right'.")
         if not math.isfinite(self.padding_value):
@@ -130,8 +174,10 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         if not (math.isfinite(self.min_seconds) and self.min_seconds >= 0):
             raise ValueError(f"min_seconds is {self.min_seconds}; it must be a finite number, 0 or more.")
         self._validate_kind()
-        if self.cmvn not in ("utterance", "global", "none"):
-            raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global' or 'none'.")
+        if self.cmvn not in ("utterance", "global", "running", "none"):
+            raise ValueError(f"cmvn is {self.cmvn!r}; use 'utterance', 'global', 'running' or 'none'.")
+        if self.maximum not in ("utterance", "running"):
+            raise ValueError(f"maximum is {self.maximum!r}; use 'utterance' or 'running'.")
         if (self.cmvn_mean is None) != (self.cmvn_std is None):
             raise ValueError("cmvn_mean and cmvn_std belong together: give both or neither.")
         for name, values in (("cmvn_mean", self.cmvn_mean), ("cmvn_std", self.cmvn_std)):
@@ -170,9 +216,15 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         return self.window_samples
 
     @property
+    def samples_before(self) -> int:
+        """How many samples before sample ``hop_samples`` · t the window of frame t begins: before the audio stands its
+        own beginning, mirrored."""
+        return self.window_samples // 2 if self.kind == "whisper" else 0
+
+    @property
     def needs_statistics(self) -> bool:
-        """Whether ``cmvn`` is "global"."""
-        return self.cmvn == "global"
+        """Whether ``cmvn`` is "global" or "running"."""
+        return self.cmvn in ("global", "running")
 
     def num_frames(self, num_samples: Counts) -> Counts:
         """The number of frames T that a recording of ``num_samples`` gives, at least 1; or an array of them."""
@@ -201,10 +253,17 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             waveform = torch.nn.functional.pad(waveform, (0, silence))
         if self.kind == "whisper":
             return log_mel(waveform, self.feature_size, mirror_end=self.min_seconds > 0)
-        window, filters = _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
         missing = self.window_samples - waveform.shape[0]
         if missing > 0:
             waveform = torch.nn.functional.pad(waveform, (0, missing))
+        return self.windows_log_mel(waveform)
+
+    @torch.no_grad()
+    def windows_log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Frames of the whole windows of a piece of audio, before normalisation: (samples,) -> (T, F) float32."""
+        if self.kind == "whisper":
+            return windows_log_mel(waveform, self.feature_size)
+        window, filters = _window_and_filters(self.feature_size, self.sampling_rate, self.window_samples)
         frames = waveform.unfold(0, self.window_samples, self.hop_samples)  # (T, N), a view
         features = waveform.new_empty(frames.shape[0], self.feature_size)  # (T, F)
         blocks = zip(frames.split(FRAMES_PER_BLOCK), features.split(FRAMES_PER_BLOCK), strict=True)
@@ -219,26 +278,63 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
 
     @torch.no_grad()
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean and variance normalisation (``cmvn``) of one recording's real frames: (T, F) -> (T, F) float32.
+        """Mean and variance normalisation (``cmvn``) of one recording's real frames: (T, F) -> (T, F) float32; of
+        Whisper's, scaling by the maximum.
 
         Raises:
-            ValueError: ``cmvn`` is "global" and no statistics are stored.
+            ValueError: ``cmvn`` needs stored statistics and there are none.
+        """
+        if self.kind == "whisper" and self.maximum == "utterance":
+            return scaled_log_mel(features, features.max())
+        if self.cmvn != "utterance":
+            return self.normalizer()(features)
+        heard = features[self._sounds(features)]  # (frames that sound, F)
+        if not len(heard):
+            return torch.full_like(features, LOWEST)
+        # float64, so that a bin which never moves has a variance of exactly 0.
+        std, mean = torch.std_mean(heard.double(), dim=0, correction=0)
+        if self.version == 1:
+            return ((features - mean) / std.clamp(min=STD_FLOOR)).float()
+        return ((features - mean) / std.clamp(min=GLOBAL_STD_FLOOR)).float().clamp(min=LOWEST)
+
+    def _sounds(self, features: torch.Tensor) -> torch.Tensor:
+        """Which frames of a recording statistics are taken over: (T, F) before normalisation -> (T,)."""
+        if self.version == 1:
+            return torch.ones(features.shape[0], dtype=torch.bool)
+        energy = features.logsumexp(dim=1)  # (T,) log of the power of all bins
+        loud = energy.topk(min(CLICK_FRAMES, len(energy))).values[-1]
+        return (energy > loud - FAINTER) & (features > SILENT).any(dim=1)
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; what was saved before there were versions is of the first."""
+        return super().from_dict({"version": 1, **feature_extractor_dict}, **kwargs)
+
+    def normalizer(self) -> Normalizer:
+        """A fresh function that normalises one recording piece by piece, as streaming does. Whisper's features it
+        scales by the running maximum, whatever `maximum` says.
+
+        Raises:
+            ValueError: ``cmvn`` is "utterance", or needs stored statistics and there are none.
         """
         if self.kind == "whisper":
-            return scale_log_mel(features)
+            return RunningMaximum()
         if self.cmvn == "none":
-            return features
-        if self.cmvn == "global":
-            if self.cmvn_mean is None or self.cmvn_std is None:
-                raise ValueError("cmvn is 'global' but there are no statistics yet: call fit_global_cmvn(waveforms).")
-            mean, std = torch.tensor(self.cmvn_mean), torch.tensor(self.cmvn_std)
-        else:
-            # float64, so that a bin which never moves has a variance of exactly 0.
-            std, mean = torch.std_mean(features.double(), dim=0, correction=0)
-        return ((features - mean) / std.clamp(min=STD_FLOOR)).float()
+            return unchanged
+        if self.cmvn == "utterance":
+            raise ValueError(
+                "cmvn is 'utterance', which is known only at the end of a recording, so audio cannot be normalised as "
+                "it comes in. Train with features.cmvn=global (or running); or, for a model at hand, set "
+                "feature_extractor.cmvn = 'running' after fit_global_cmvn(waveforms), which costs accuracy."
+            )
+        if self.cmvn_mean is None or self.cmvn_std is None:
+            raise ValueError(f"cmvn is {self.cmvn!r} but there are no statistics yet: call fit_global_cmvn(waveforms).")
+        lowest = -math.inf if self.version == 1 else LOWEST
+        return (GlobalMoments if self.cmvn == "global" else RunningMoments)(self.cmvn_mean, self.cmvn_std, lowest)
 
     def fit_global_cmvn(self, waveforms: Iterable[Any], sampling_rate: int | None = None) -> int:
-        """Measure the mean and standard deviation of every mel bin over all frames, store them, set cmvn to "global".
+        """Measure the mean and standard deviation of every mel bin over all frames, store them, set cmvn to "global"
+        unless it is "running".
 
         Args:
             waveforms: recordings as in `__call__`, read one at a time (a generator will do).
@@ -256,12 +352,13 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         count = 0
         total, total_square = torch.zeros(2, self.feature_size, dtype=torch.float64)  # (F,) each
         for index, item in enumerate(waveforms):
-            features = self.log_mel(self._waveform(item, index)).double()
+            features = self.log_mel(self._waveform(item, index))
+            features = features[self._sounds(features)].double()
             count += features.shape[0]
             total += features.sum(dim=0)
             total_square += features.square().sum(dim=0)
         if count == 0:
-            raise ValueError("fit_global_cmvn was given no recordings.")
+            raise ValueError("fit_global_cmvn was given no recordings, or silence alone.")
         mean = total / count
         std = (total_square / count - mean.square()).clamp(min=0).sqrt()
         still = torch.nonzero(std < GLOBAL_STD_FLOOR).flatten().tolist()
@@ -270,7 +367,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
                 f"Mel bins {still} hardly move in these {count} frames; their standard deviation is set to "
                 f"{GLOBAL_STD_FLOOR}. Is the audio silent, or was it upsampled from a lower rate?"
             )
-        self.cmvn, self.cmvn_mean, self.cmvn_std = "global", mean.tolist(), std.clamp(min=GLOBAL_STD_FLOOR).tolist()
+        self.cmvn = "running" if self.cmvn == "running" else "global"
+        self.cmvn_mean, self.cmvn_std = mean.tolist(), std.clamp(min=GLOBAL_STD_FLOOR).tolist()
         return count
 
 

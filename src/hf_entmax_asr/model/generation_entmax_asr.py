@@ -1,16 +1,21 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .cache import make_cache
+from .chunks import Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
+from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
+from .sessions import StreamSession
 
 
 def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOutput:
@@ -20,11 +25,25 @@ def as_encoder_outputs(encoder_outputs: BaseModelOutput | tuple) -> BaseModelOut
     return type(encoder_outputs)(**encoder_outputs)
 
 
+logger = logging.get_logger(__name__)
+
+CUT = (
+    "A text was cut where it had more tokens than speech of its length has (config.max_tokens_per_position for each "
+    "position of the encoder). The audio may hold no speech, or speech unlike that of the training; or the model does "
+    "not stop yet."
+)
+
+
 class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     """`generate` with the cache of this model, which also tells where each monotonic head stopped."""
 
     # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
     config: EntmaxAsrConfig
+
+    def post_init(self) -> None:
+        super().post_init()
+        if self.generation_config is not None:
+            self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -42,19 +61,25 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         "translate") are for models that started from a multilingual Whisper; by default the configuration's
         `decoder_prompt_ids` stand before the text.
 
+        A text ends at the latest where it has as many tokens as speech of its length can (`max_tokens_per_position` of
+        the configuration), with a warning; `max_new_tokens` and `max_length` can end it before.
+
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
         They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
         """
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
-        encoder_outputs = kwargs.get("encoder_outputs")
+        encoder_outputs, cache = kwargs.get("encoder_outputs"), kwargs.get("past_key_values")
+        chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
+        check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
-        needs_states = wants_boundaries or language == DETECT
+        needs_states = wants_boundaries or language == DETECT or any(value is not None for value in chunks.values())
         if encoder_outputs is None and features is not None and needs_states:
             encoder_outputs = self.get_encoder()(
                 features,
                 attention_mask=kwargs.get("attention_mask"),
+                **chunks,
                 output_attentions=settings.output_attentions,
                 output_hidden_states=settings.output_hidden_states,
                 return_dict=True,
@@ -62,11 +87,14 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         source = features if encoder_outputs is None else encoder_outputs[0]
         if source is not None and kwargs.get("decoder_input_ids") is None:
             kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
-        kwargs |= self._token_limit(generation_config, kwargs)
+        limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
+        generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
             # A copy, because transformers repeats the states for each beam in place.
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        if end is not None and limits is not None and (end.cut & (limits > 0)).any():
+            logger.warning_once(CUT)
         if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
             states, mask = encoder_outputs[0], kwargs.get("attention_mask")
             repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
@@ -76,6 +104,56 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 encoder_outputs=(states.repeat_interleave(repeats, 0),),
             )
         return result
+
+    def stream(
+        self,
+        processor: Any,
+        chunk_ms: float = 640,
+        left_chunks: int = -1,
+        *,
+        num_beams: int = 1,
+        pause_ms: float | None = None,
+        longest_seconds: float = 25.0,
+        language: str | None = None,
+        task: str | None = None,
+    ) -> StreamSession:
+        """A session that writes text while audio comes in: `docs/streaming.md`.
+
+        Args:
+            processor: of this model.
+            chunk_ms: audio that the encoder takes in at a time; a multiple of the time from position to position.
+            left_chunks: chunks before it that a chunk reads in the encoder; -1: all. Bounded ones bound what is held.
+            num_beams: 1. A beam may change its mind about what was written.
+            pause_ms: a pause so long ends an utterance, and the next one begins anew; None: all audio is one utterance,
+                as in `generate`.
+            longest_seconds: with `pause_ms`, an utterance is cut at the best place before it is longer than that.
+            language, task: as in `generate`, but for "auto".
+
+        Raises:
+            ValueError: a model that must hear the end before it can write, features that need it, impossible values.
+        """
+        if num_beams != 1:
+            raise ValueError(
+                f"num_beams = {num_beams}: a session writes greedily, because beams change what they wrote. Set "
+                "num_beams=1, or use generate with encoder_chunk_size for the whole audio."
+            )
+        if language == DETECT:
+            raise ValueError(f"language = {DETECT!r} needs the whole audio: name the language.")
+        extractor = processor.feature_extractor
+        position_ms = 1000 * extractor.seconds_per_frame * self.config.frames_per_position
+        size = round(chunk_ms / position_ms)
+        if size < 1 or abs(size * position_ms - chunk_ms) > 1e-6:
+            raise ValueError(
+                f"chunk_ms = {chunk_ms} must be a multiple of {position_ms:g} ms, the time from one encoder position "
+                f"to the next: {max(1, size) * position_ms:g} is the nearest."
+            )
+        if left_chunks < -1:
+            raise ValueError(f"left_chunks = {left_chunks} must be at least 0, or -1 for all.")
+        prompt = list(self.config.decoder_prompt_ids)
+        if language is not None or task is not None:
+            prompt = prompt_ids(self.generation_config, language, task)
+        rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
+        return StreamSession(self, processor, Chunks(size, left_chunks), pause_rule=rule, prompt=prompt)
 
     def _prompt(
         self,
@@ -100,16 +178,46 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             return {}
         return {"decoder_input_ids": torch.cat([start, torch.tensor(prompts, device=source.device)], 1)}
 
-    def _token_limit(self, generation_config: GenerationConfig | None, asked: dict[str, Any]) -> dict[str, int]:
-        """No more tokens than a learned table of positions has rows; so many, where nobody set a limit."""
-        if self.config.decoder_positions != "learned":
-            return {}
-        most, given = self.config.max_target_positions, asked.get("decoder_input_ids")
-        settings = generation_config or self.generation_config
-        new_tokens, length = (asked.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length"))
+    def _with_limits(
+        self,
+        settings: GenerationConfig,
+        generation_config: GenerationConfig | None,
+        asked: dict[str, Any],
+        limits: Tensor | None,
+    ) -> tuple[GenerationConfig | None, dict[str, Any], EndWithAudio | None]:
+        """The arguments of `generate` with the limits (B,) of the texts in them, and what notes the texts cut there."""
+        length = {"max_length": self._longest(generation_config, asked, limits), "max_new_tokens": None}
+        end = None
+        if limits is not None and settings.eos_token_id is not None:
+            ends = torch.as_tensor(settings.eos_token_id, device=limits.device).reshape(-1)
+            given = asked.get("decoder_input_ids")
+            end = EndWithAudio(limits, ends, 1 if given is None else given.shape[1])
+            asked["logits_processor"] = LogitsProcessorList([*(asked.get("logits_processor") or ()), end])
+        if generation_config is None:
+            return None, asked | length, end
+        # Transformers wants all options in the configuration, where there is one.
+        generation_config = copy.deepcopy(generation_config)
+        generation_config.update(**length)
+        return generation_config, {name: value for name, value in asked.items() if name not in length}, end
+
+    def _longest(self, generation_config: GenerationConfig | None, asked: dict[str, Any], limits: Tensor | None) -> int:
+        """The max_length of `generate`: no text is longer than audio and user let it, or a learned table of positions.
+
+        limits: (B,) tokens of each text by its audio.
+        """
+        sources = (asked, vars(generation_config or GenerationConfig()), vars(self.generation_config))
+        new_tokens, length = (
+            next((source[name] for source in sources if source.get(name) is not None), None)
+            for name in ("max_new_tokens", "max_length")
+        )
+        given = asked.get("decoder_input_ids")
+        start = 1 if given is None else given.shape[1]
+        longest = NO_LIMIT if limits is None else start + int(limits.max()) + 1
+        if self.config.decoder_positions == "learned":
+            longest = min(longest, self.config.max_target_positions)
         if new_tokens is not None:
-            return {"max_new_tokens": min(new_tokens, most - (1 if given is None else given.shape[1]))}
-        return {"max_length": most if length in (None, GenerationConfig().max_length) else min(length, most)}
+            return min(longest, start + new_tokens)
+        return longest if length is None else min(longest, length)
 
     def _stops_are_hard(self) -> bool:
         return self.config.cross_attention == "monotonic" and self.config.monotonic_decoding == "hard"

@@ -16,7 +16,6 @@ SAMPLING_RATE = 16_000
 WINDOW_SAMPLES = 400  # 25 ms, Hann
 HOP_SAMPLES = 160  # 10 ms
 POWER_FLOOR = 1e-10  # before the logarithm
-RANGE = 8.0  # decades of power below the utterance's maximum, where values are cut off
 SAMPLES_PER_BLOCK = 30 * SAMPLING_RATE  # bounds the temporary spectrum, however long the recording
 
 
@@ -55,6 +54,12 @@ def log_mel(waveform: Tensor, num_mel_bins: int = 80, mirror_end: bool = False) 
     # Mirrored without the sample at the border, as torch.stft does.
     end = padded[-half - 1 : -1].flip(0) if mirror_end else padded.new_zeros(half)
     padded = torch.cat([padded[1 : half + 1].flip(0), padded, end])
+    return windows_log_mel(padded[: (frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES], num_mel_bins)
+
+
+def windows_log_mel(padded: Tensor, num_mel_bins: int = 80) -> Tensor:
+    """log10 of the mel spectrum of every whole window of a piece of audio: (N,) float32 -> (T, F) float32."""
+    frames = 1 + (padded.shape[0] - WINDOW_SAMPLES) // HOP_SAMPLES
     window, filters = torch.hann_window(WINDOW_SAMPLES), mel_filters(num_mel_bins)
     features = padded.new_empty(frames, num_mel_bins)
     per_block = SAMPLES_PER_BLOCK // HOP_SAMPLES
@@ -68,8 +73,3 @@ def log_mel(waveform: Tensor, num_mel_bins: int = 80, mirror_end: bool = False) 
         power = spectrum.real.square() + spectrum.imag.square()
         features[first : first + count] = (power.T @ filters).clamp(min=POWER_FLOOR).log10()
     return features
-
-
-def scale_log_mel(features: Tensor) -> Tensor:
-    """(T, F) of one recording -> (T, F) in about [-1, 1]: cut off 8 decades below its maximum, then (x + 4) / 4."""
-    return (features.clamp(min=features.max() - RANGE) + 4) / 4

@@ -1,4 +1,4 @@
-"""The training objective: (1 − w) · cross entropy + w · CTC + λ · head penalty, and the proximal step of the gates."""
+"""The training objective: (1 − w) · cross entropy + w · CTC + λ · head penalty + price of density; proximal step."""
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ def recognition_losses(
     ctc_logits: Tensor | None = None,
     source_mask: Tensor | None = None,
     head_penalty: Tensor | None = None,
+    density: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
@@ -25,12 +26,13 @@ def recognition_losses(
     one batch would give.
 
     Args:
-        config: for `ctc_loss_weight` w, `head_regularizer_weight` λ and the special tokens.
+        config: for `ctc_loss_weight` w, `head_regularizer_weight` λ, `sparsity_weight` and the special tokens.
         logits: (B, U, V).
         labels: (B, U), −100 where padded.
         ctc_logits: (B, S, V) of the CTC head, or None for no CTC loss.
         source_mask: (B, S) boolean, true where real; None means that no position is padding.
         head_penalty: scalar, a mean over the batch.
+        density: scalar, of the learned α (`mean_density`).
         num_items_in_batch: target tokens of the whole step, where it is made of several batches.
         label_smoothing: of the cross entropy.
     """
@@ -53,6 +55,8 @@ def recognition_losses(
         head_penalty = head_penalty * (tokens / step_tokens)
         loss = loss + config.head_regularizer_weight * head_penalty
         parts["head_penalty"] = head_penalty.detach()
+    if density is not None:
+        loss = loss + config.sparsity_weight * density * (tokens / step_tokens)
     return {"loss": loss, **parts}
 
 

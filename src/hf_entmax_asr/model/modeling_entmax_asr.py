@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, PreTrainedModel
 from transformers import initialization as init
@@ -16,17 +15,20 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import MultiHeadAttention, SelfAttention
 from .cache import make_cache
+from .chunks import encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .decoder import DecoderLayer, causal_mask
+from .decoder import DecoderLayer, causal_mask, label_mask, shifted_labels
 from .dropout import dropout
 from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
+from .generation_inputs import without_text_inputs
+from .head_penalties import reference_positions
 from .layers import Positions
-from .losses import IGNORED_LABEL, recognition_losses, shrink_gates
+from .losses import recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
 from .subsampling import front_end, position_mask
-from .transforms import AttentionTransform, LearnedEntmax
+from .transforms import AttentionTransform, learned_alphas, mean_density
 
 
 class EntmaxAsrPreTrainedModel(PreTrainedModel):
@@ -71,9 +73,7 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 
     def position_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Mask of feature frames (B, T), 1 = real, -> boolean mask of encoder positions (B, S)."""
-        if attention_mask is None:
-            return None
-        return position_mask(attention_mask, self.config.frames_per_position)
+        return None if attention_mask is None else position_mask(attention_mask, self.config.frames_per_position)
 
     def _embedding_scale(self) -> float:
         """What features and embeddings are multiplied by before positions are added."""
@@ -103,15 +103,16 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
     def forward(
         self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple | BaseModelOutput:
-        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C)."""
+        """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C); in chunks, by the
+        configuration or the arguments encoder_chunk_size and encoder_left_chunks."""
         x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
         x = self.embed_positions(x * self._embedding_scale())
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
-        need_weights = self._needs_weights(kwargs)
+        need_weights, chunks = self._needs_weights(kwargs), encoder_chunks(self.config, self.training, kwargs)
         for layer in self.layers:
-            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights)
+            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights, chunks=chunks)
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))
 
 
@@ -146,10 +147,11 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        reference: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | EntmaxAsrDecoderOutput:
-        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C) and encoder_attention_mask
-        (B, S) -> last_hidden_state (B, U, C)."""
+        """input_ids (B, U) or inputs_embeds (B, U, C), encoder_hidden_states (B, S, C), encoder_attention_mask (B, S),
+        reference (B, U) positions of the tokens' ends, for the head penalty -> last_hidden_state (B, U, C)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give the decoder exactly one of decoder_input_ids and decoder_inputs_embeds.")
         if inputs_embeds is None:
@@ -175,6 +177,7 @@ class EntmaxAsrDecoder(EntmaxAsrPreTrainedModel):
                 past_tokens=past_tokens,
                 target_mask=target_mask,
                 need_weights=need_weights,
+                reference=reference,
             )
             if penalty is not None:
                 penalties.append(penalty)
@@ -273,6 +276,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        token_frames: Tensor | None = None,  # with "label" in its name, Trainer would ask for it at evaluation
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -283,11 +287,12 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             attention_mask: (B, T), 1 = real frame; None means that no frame is padding.
             decoder_input_ids: (B, U) tokens so far, starting with `decoder_start_token_id`.
             decoder_attention_mask: (B, U) or (B, past + U), 1 = real token.
-            encoder_outputs: of an earlier call, to skip the encoder.
-            past_key_values: cache of an earlier call; ignored with `use_cache=False`.
+            encoder_outputs, past_key_values: of an earlier call; the latter is ignored with `use_cache=False`.
             decoder_inputs_embeds: (B, U, C) in place of decoder_input_ids.
             labels: (B, U) target tokens ending with `eos_token_id`, −100 where padded.
-            num_items_in_batch: target tokens of the whole step, when it is made of several batches (Trainer).
+            token_frames: (B, U) feature frame at which each of them ends in the audio, NaN where unknown, for the head
+                penalty "reference".
+            num_items_in_batch: target tokens of the whole step, of several batches (Trainer).
             kwargs: output_attentions, output_hidden_states, output_boundaries, return_dict.
 
         Returns:
@@ -299,8 +304,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
                 if decoder_attention_mask is None:
-                    prompt = len(self.config.decoder_prompt_ids)
-                    decoder_attention_mask = F.pad(labels != IGNORED_LABEL, (prompt, 0), value=True)
+                    decoder_attention_mask = label_mask(self.config, labels)
         outputs = self.model(
             input_features,
             attention_mask=attention_mask,
@@ -310,8 +314,9 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            reference=reference_positions(self.config, token_frames),
             return_dict=True,
-            **kwargs,
+            **without_text_inputs(kwargs),
         )
         hidden_states = outputs.last_hidden_state
         if labels is not None:
@@ -341,25 +346,19 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
             ctc_logits=ctc_logits,
             source_mask=source_mask,
             head_penalty=outputs.head_penalty,
+            density=mean_density(self) if self.training and self.config.sparsity_weight > 0 else None,
             num_items_in_batch=num_items_in_batch,
             label_smoothing=self.config.label_smoothing if self.training else 0.0,
         )
         return losses if ctc_logits is None else {"ctc_logits": ctc_logits.detach(), **losses}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """(B, U) labels, −100 where padded -> (B, P + U) decoder inputs: shifted right behind the start token and the P
-        tokens of the prompt."""
-        given = labels.new_tensor([self.config.decoder_start_token_id, *self.config.decoder_prompt_ids])
-        shifted = torch.cat([given.expand(len(labels), -1), labels[:, :-1]], 1)
-        return shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+        """As `shifted_labels`; the name is that of transformers."""
+        return shifted_labels(self.config, labels)
 
     def alphas(self) -> dict[str, Tensor]:
         """The learned α (H,) of every attention module with the transform "entmax", detached."""
-        return {
-            name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
-            for name, module in self.named_modules()
-            if isinstance(module, LearnedEntmax)
-        }
+        return learned_alphas(self)
 
     def gates(self) -> dict[str, Tensor]:
         """The gate (H,) of every monotonic attention module that has gates, detached."""

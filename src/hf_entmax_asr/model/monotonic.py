@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from .alignment import (
     expected_alignment,
     expected_soft_attention,
-    missing_mass,
     preserve_mass,
     soft_window,
 )
 from .attention import CrossAttentionOutput, CrossHeadAttention, MultiHeadAttention, merge_heads
 from .cache import MonotonicLayer
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .head_penalties import head_penalty
 from .reading import hard_reading, hard_stops
 
 
@@ -48,6 +48,7 @@ class MonotonicAttention(MultiHeadAttention):
         past_tokens: int = 0,
         target_mask: Tensor | None = None,
         need_weights: bool = False,
+        reference: Tensor | None = None,
     ) -> CrossAttentionOutput:
         """Reads the audio for U tokens.
 
@@ -59,10 +60,12 @@ class MonotonicAttention(MultiHeadAttention):
             past_tokens: how many tokens the cache has behind it.
             target_mask: (B, U) boolean, true where a token is real; padding does not count in the head penalty.
             need_weights: without them, heads that read one position hard need not look at the whole audio.
+            reference: (B, U) the encoder position at which a token's sound ends, NaN where unknown, for the penalty.
         """
         query = self.heads_of(self.q_proj, hidden_states) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
-        if self._reads_hard() and self.config.monotonic_chunk_size == 1 and not need_weights:
+        alone = self.config.monotonic_chunk_size == 1 and self.config.monotonic_head_wait is None
+        if self._reads_hard() and alone and not need_weights:
             start = self._first_start(cache, past_tokens)
             context, stops = hard_reading(
                 query, key, value, self.energy_bias, start, source_mask, self.config.firing_rule
@@ -79,7 +82,7 @@ class MonotonicAttention(MultiHeadAttention):
             window_energy = (window_query @ window_key.transpose(-1, -2)).float()
         weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
         output = self._output(hidden_states, weights.to(value.dtype) @ value)
-        penalty = self._penalty(energy, alignment, source_mask, target_mask) if self.training else None
+        penalty = self._penalty(energy, alignment, source_mask, target_mask, reference) if self.training else None
         return CrossAttentionOutput(output, weights, boundary, penalty)
 
     def active_heads(self) -> Tensor:
@@ -100,6 +103,23 @@ class MonotonicAttention(MultiHeadAttention):
             cache.update(key, value)
             cache.window_keys = window_key
         return key, value, window_key
+
+    def take_in(self, source: Tensor, cache: MonotonicLayer, more: bool) -> None:
+        """Appends what this layer reads of the states (B, S, C) that follow those in its cache.
+
+        With `more` to come, one position of zeros stands behind them: a head that finds no place to stop stops there
+        and not at the last position, as it does where the audio ends. It makes room for the next states.
+        """
+        key, value, window_key = self._keys_and_values(source, None)
+        if cache.get_seq_length() > 0:
+            key = torch.cat([cache.keys[:, :, :-1], key], 2)  # type: ignore[index]
+            value = torch.cat([cache.values[:, :, :-1], value], 2)  # type: ignore[index]
+            if window_key is not None:
+                window_key = torch.cat([cache.window_keys[:, :, :-1], window_key], 2)  # type: ignore[index]
+        if more:
+            key, value = nn.functional.pad(key, (0, 0, 0, 1)), nn.functional.pad(value, (0, 0, 0, 1))
+            window_key = None if window_key is None else nn.functional.pad(window_key, (0, 0, 0, 1))
+        cache.replace(key, value, window_key)
 
     def _output(self, hidden_states: Tensor, context: Tensor) -> Tensor:
         """What the heads read (B, H, U, D), as the update of the hidden states (B, U, C)."""
@@ -131,7 +151,9 @@ class MonotonicAttention(MultiHeadAttention):
         rule = self.config.firing_rule
         alignment = boundary = None
         if self._reads_hard():
-            boundary = hard_stops(energy, self._first_start(cache, past_tokens), source_mask, rule)
+            start, wait = self._first_start(cache, past_tokens), self.config.monotonic_head_wait
+            active = self.active_heads() if wait is not None and hasattr(self, "gate") else None
+            boundary = hard_stops(energy, start, source_mask, rule, wait, active)
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
             start = cache.state(past_tokens) if cache is not None else None
@@ -160,7 +182,12 @@ class MonotonicAttention(MultiHeadAttention):
         return scale[:, :, None, None].to(hidden_states.dtype)
 
     def _penalty(
-        self, energy: Tensor, alignment: Tensor | None, source_mask: Tensor | None, target_mask: Tensor | None = None
+        self,
+        energy: Tensor,
+        alignment: Tensor | None,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> Tensor | None:
         """The head regulariser of this layer, unweighted (see `EntmaxAsrConfig.head_regularizer`)."""
         if self.layer_idx not in self.config.head_regularizer_layers or alignment is None:
@@ -171,18 +198,4 @@ class MonotonicAttention(MultiHeadAttention):
             case "group_lasso":
                 slices = self.out_proj.weight.unflatten(1, (self.num_heads, -1))  # (C, H, D)
                 return torch.linalg.vector_norm(slices, dim=(0, 2)).sum()
-        if target_mask is None:
-            target_mask = torch.ones_like(alignment[:, 0, :, 0], dtype=torch.bool)
-        real = target_mask.unsqueeze(1).to(alignment.dtype)  # (B, 1, U)
-        if self.config.head_regularizer == "quantity":
-            per_token = missing_mass(energy, alignment, source_mask)  # (B, H, U)
-        else:
-            index = torch.arange(energy.shape[-1], device=energy.device, dtype=alignment.dtype)
-            position = (alignment * index).sum(-1)  # (B, H, U) expected, in positions
-            if self.config.head_regularizer == "delay":
-                length = energy.shape[-1] if source_mask is None else source_mask.sum(1)[:, None, None]
-                due = real.cumsum(2) / real.sum(2, keepdim=True).clamp(min=1)  # (B, 1, U) share of the tokens so far
-                per_token = ((position + 1) / length - due).clamp(min=0)
-            else:
-                per_token = (position - position.mean(1, keepdim=True)).abs()
-        return ((per_token * real).sum(2) / real.sum(2).clamp(min=1)).mean(0).sum()
+        return head_penalty(self.config, energy, alignment, source_mask, target_mask, reference)

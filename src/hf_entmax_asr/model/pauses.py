@@ -1,30 +1,68 @@
-"""Where to cut a long recording: at its quietest moments, so that no word is cut."""
+"""Where a stream may be cut into utterances: at pauses, found by the level of the audio."""
 
-import numpy as np
+import math
+from collections import deque
+from dataclasses import dataclass
 
-HOP_S = 0.01
-SMOOTHED_S = 0.2  # a pause is quiet for so long
-EARLIEST_CUT = 0.5  # as a share of the longest piece: no piece is shorter, but the last
+from torch import Tensor
+
+LEVEL_MS = 10
+SILENCE_DB = -55.0  # below full scale: nothing that quiet is speech
+BELOW_LOUDEST_DB = 30.0  # what lies that far below the loudest of an utterance is a pause in it
 
 
-def cut_at_pauses(waveform: np.ndarray, sampling_rate: int, longest_seconds: float) -> list[tuple[int, int]]:
-    """(samples,) -> the (start, end) in samples of pieces of at most `longest_seconds` that follow each other without a
-    gap. Each cut is in the middle of the quietest `SMOOTHED_S` of the second half of a longest piece.
+@dataclass(frozen=True)
+class PauseRule:
+    """An utterance ends with the chunk behind which it has been quiet for `pause_ms`.
 
-    Raises:
-        ValueError: pieces shorter than a second.
+    The nearer it comes to `longest_ms`, the shorter a pause will do; there it is cut without one.
     """
-    if longest_seconds < 1:
-        raise ValueError(f"pieces of {longest_seconds} s are too short to recognise; give at least 1, better 20 to 30.")
-    longest, hop = int(longest_seconds * sampling_rate), int(HOP_S * sampling_rate)
-    pieces, start = [], 0
-    while len(waveform) - start > longest:
-        first = start + int(EARLIEST_CUT * longest)
-        window = waveform[first : start + longest].astype(np.float64)
-        energy = np.square(window[: len(window) // hop * hop]).reshape(-1, hop).mean(1)  # (10 ms steps,)
-        width = max(1, round(SMOOTHED_S / HOP_S))
-        quietest = int(np.convolve(energy, np.ones(width), mode="valid").argmin())
-        cut = first + (quietest + width // 2) * hop
-        pieces.append((start, cut))
-        start = cut
-    return [*pieces, (start, len(waveform))]
+
+    pause_ms: float = 600.0
+    longest_ms: float = 25_000.0
+
+    def __post_init__(self) -> None:
+        if not self.pause_ms >= LEVEL_MS or not self.longest_ms > self.pause_ms:
+            raise ValueError(
+                f"pause_ms = {self.pause_ms} must be at least {LEVEL_MS}, and longest_ms = {self.longest_ms} above it."
+            )
+
+    def quiet_ms(self, heard_ms: float) -> float:
+        """How long a pause must be once so much of an utterance has been heard: all of `pause_ms` in its first half,
+        less and less in the second."""
+        left = 2 * (1 - heard_ms / self.longest_ms)
+        return self.pause_ms * min(1.0, max(0.0, left))
+
+
+class Pauses:
+    """The levels of one utterance as far as the rule needs them."""
+
+    def __init__(self, rule: PauseRule, sampling_rate: int):
+        self.rule = rule
+        self.step = sampling_rate * LEVEL_MS // 1000
+        self.heard_ms = 0.0
+        self.loudest_db = -math.inf
+        self._levels_db: deque[float] = deque(maxlen=math.ceil(rule.pause_ms / LEVEL_MS))
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been heard that could be speech."""
+        return self.loudest_db < SILENCE_DB
+
+    def hear(self, samples: Tensor) -> None:
+        """(N,) of the next chunk, in [-1, 1]."""
+        for piece in samples.split(self.step):
+            power = float(piece.square().mean())
+            self._levels_db.append(10 * math.log10(power) if power > 0 else -math.inf)
+        self.heard_ms += len(samples) * LEVEL_MS / self.step
+        self.loudest_db = max(self.loudest_db, *self._levels_db)
+
+    def ends(self, next_ms: float) -> bool:
+        """Whether the utterance ends here; `next_ms` is how much would be heard before the next answer."""
+        if self.heard_ms + next_ms > self.rule.longest_ms:
+            return True
+        needed = max(1, math.ceil(self.rule.quiet_ms(self.heard_ms) / LEVEL_MS))
+        if len(self._levels_db) < needed:
+            return False
+        quiet_db = max(self.loudest_db - BELOW_LOUDEST_DB, SILENCE_DB)
+        return all(level < quiet_db for level in list(self._levels_db)[-needed:])

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.pipelines.audio_utils import ffmpeg_read
 from transformers.utils import ModelOutput
 
-from .pauses import cut_at_pauses
+from .long_audio import cut_at_pauses
 from .times import token_times
 from .words import TimedText, joined, text_mask, timed_texts
 

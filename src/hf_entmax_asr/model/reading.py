@@ -14,7 +14,12 @@ POSITION_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def hard_stops(
-    energy: Tensor, start: Tensor | None = None, source_mask: Tensor | None = None, rule: str = "threshold"
+    energy: Tensor,
+    start: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    rule: str = "threshold",
+    wait: int | None = None,
+    active: Tensor | None = None,
 ) -> Tensor:
     """Where each head stops, token after token: `hard_alignment` for U tokens.
 
@@ -23,6 +28,9 @@ def hard_stops(
         start: (B, H) integer, where the heads stopped for the token before the first; position 0 by default.
         source_mask: (B, S) boolean, true where real.
         rule: "threshold" or "cumulative", see `hard_alignment`.
+        wait: no head stops more than so many positions behind the leftmost one (head-synchronous decoding, Inaguma
+            et al. 2020, arXiv 2005.09394); None: each stops where it will.
+        active: (H,) boolean, heads among which the leftmost is looked for; None: all.
 
     Returns:
         (B, H, U) integer positions, never decreasing along U.
@@ -32,6 +40,10 @@ def hard_stops(
     stops = []
     for row in energy.unbind(2):
         start = hard_alignment(row, start, source_mask, rule)
+        if wait is not None:
+            farthest = start if active is None else start.masked_fill(~active, row.shape[-1])
+            leftmost = farthest.amin(1, keepdim=True)
+            start = torch.minimum(start, leftmost + wait)
         stops.append(start)
     return torch.stack(stops, 2)
 

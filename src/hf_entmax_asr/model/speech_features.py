@@ -93,7 +93,8 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: one recording, or a list of recordings of any lengths, or a 2-D array (B, samples). A recording
-                is a 1-D NumPy array, torch tensor or list of numbers (see the class for the scale).
+                is a 1-D NumPy array, torch tensor or list of numbers (see the class for the scale), or a mapping with
+                it as "array" or "raw" and its "sampling_rate", as datasets and pipelines have it.
             padding: True or "longest", "max_length" (with ``max_length``), or False.
             max_length: in frames; recordings longer than that are cut only if ``truncation`` is set, and then before
                 normalisation, so that what is cut away leaves no trace.
@@ -108,6 +109,7 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
             ValueError: wrong sampling rate; audio that is empty, not finite, stereo, or not scaled to [-1, 1].
             TypeError: something else than samples, such as a file name.
         """
+        raw_speech, sampling_rate = _unwrapped(raw_speech, sampling_rate)
         self._check_sampling_rate(sampling_rate)
         features = []
         for waveform in self._waveforms(raw_speech):
@@ -185,6 +187,18 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
                 f"Recording {index} reaches {peak:g}; samples must be scaled to [-1, 1]. Divide 16-bit audio by 32768."
             )
         return torch.from_numpy(samples.astype(np.float32))  # a copy: the caller's array may be read-only
+
+
+def _unwrapped(raw_speech: Any, sampling_rate: int | None) -> tuple[Any, int | None]:
+    """Samples out of {"array" or "raw", "sampling_rate"}, or a list of such, and the rate that all of them have."""
+    items = raw_speech if isinstance(raw_speech, (list, tuple)) else [raw_speech]
+    if not items or not all(isinstance(item, dict) and ("array" in item or "raw" in item) for item in items):
+        return raw_speech, sampling_rate
+    rates = {item.get("sampling_rate", sampling_rate) for item in items} | ({sampling_rate} - {None})
+    if len(rates) > 1:
+        raise ValueError(f"The audio has sampling rates of {sorted(map(str, rates))} Hz: resample it to one of them.")
+    samples = [item["array"] if "array" in item else item["raw"] for item in items]
+    return (samples if isinstance(raw_speech, (list, tuple)) else samples[0]), rates.pop()
 
 
 def _not_samples(item: Any) -> str:

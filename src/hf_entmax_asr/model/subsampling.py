@@ -14,6 +14,10 @@ class FrontEnd(nn.Module):
     s · `frames_per_position`, and an utterance that is padded gives the same positions as the utterance alone.
     """
 
+    reach: (
+        int  # position s is made of the frames from s · frames_per_position − reach to s · frames_per_position + reach
+    )
+
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__()
         self.num_mel_bins = config.num_mel_bins
@@ -53,6 +57,7 @@ class Conv2dSubsampling(FrontEnd):
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)
         channels = config.subsampling_channels
+        self.reach = 2**config.subsampling_layers - 1
         self.convolutions = nn.ModuleList(
             nn.Conv2d(1 if layer == 0 else channels, channels, kernel_size=3, stride=2, padding=1)
             for layer in range(config.subsampling_layers)
@@ -77,6 +82,8 @@ class WhisperFrontEnd(FrontEnd):
 
     Padding is cleared before each of them.
     """
+
+    reach = 2
 
     def __init__(self, config: EntmaxAsrConfig):
         super().__init__(config)

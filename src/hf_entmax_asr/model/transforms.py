@@ -5,12 +5,14 @@ in `TRANSFORMS` of the configuration, beside whatever it is to be configured by.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .chunks import NO_CHUNKS, Chunks, chunk_mask
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
 from .entmax_attention import entmax_attention
@@ -46,6 +48,7 @@ class AttentionTransform(nn.Module):
         scale: float,
         dropout_p: float = 0.0,
         need_weights: bool = False,
+        chunks: Chunks = NO_CHUNKS,
     ) -> tuple[Tensor, Tensor | None]:
         """dropout(transform(query keyᵀ · scale + bias)) value: (B, H, T, D), and the weights before dropout
         (B, H, T, S) if they are needed: without them, α-entmax attention need not hold them.
@@ -56,6 +59,7 @@ class AttentionTransform(nn.Module):
             bias: floating, broadcastable to (B, H, T, S).
             scale: of the scores.
             dropout_p: rate of dropout on the weights; the caller passes 0 outside training.
+            chunks: a query reads its chunk and some before it alone, besides what `mask` says.
         """
         form = None if need_weights else self.as_entmax()
         if form is not None:
@@ -71,9 +75,11 @@ class AttentionTransform(nn.Module):
                 None if bias is None else bias * factor,  # it is a part of the scores
                 scale=scale if isinstance(factor, Tensor) else scale * factor,
                 dropout_p=dropout_p,
+                chunks=chunks,
             )
             return context, None
         scores = query * scale @ key.transpose(-1, -2)  # scaled before, for float16's range
+        mask = chunk_mask(chunks, scores, mask)
         weights = self(scores if bias is None else scores + bias.to(scores.dtype), mask)
         return apply_weights(weights, value, dropout_p), weights
 
@@ -138,15 +144,19 @@ class LearnedEntmax(AttentionTransform):
         """(H,) the learned factor of each head's scores; None where there is none."""
         return self.log_scale.float().exp() if hasattr(self, "log_scale") else None
 
-    def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        factor = self.logit_scale()
+    def forward(self, scores: Tensor | None, mask: Tensor | None = None) -> Any:
+        """Without scores: α and the factor, for the fused form."""
+        alpha, factor = self.alpha(), self.logit_scale()
+        if scores is None:
+            return alpha, 1.0 if factor is None else factor
         if factor is not None:
             scores = scores * factor.to(scores.dtype).view(-1, 1, 1)
-        return entmax(scores, self.alpha().view(-1, 1, 1), mask=mask)
+        return entmax(scores, alpha.view(-1, 1, 1), mask=mask)
 
     def as_entmax(self) -> tuple[float | Tensor, float | Tensor]:
-        factor = self.logit_scale()
-        return self.alpha(), 1.0 if factor is None else factor
+        # By way of forward, before which Accelerate loads parameters that it has offloaded.
+        form: tuple[float | Tensor, float | Tensor] = self(None)
+        return form
 
 
 class TopkSoftmax(AttentionTransform):
@@ -178,6 +188,22 @@ def make_transform(name: str, config: EntmaxAsrConfig, num_heads: int) -> Attent
     if name not in TRANSFORM_CLASSES:
         raise ValueError(f"{name!r} is no transform. Use one of: {', '.join(TRANSFORM_CLASSES)}.")
     return TRANSFORM_CLASSES[name](config, num_heads)
+
+
+def learned_alphas(model: nn.Module) -> dict[str, Tensor]:
+    """The α (H,) of every attention module of a recogniser that learns it, by name, detached."""
+    return {
+        name.removeprefix("model.").removesuffix(".transform"): module.alpha().detach()
+        for name, module in model.named_modules()
+        if isinstance(module, LearnedEntmax)
+    }
+
+
+def mean_density(model: nn.Module) -> Tensor | None:
+    """Mean of 2 − α over every learned α of a model: 1 where all are softmax, 0 where all are sparsemax; None without
+    any. Differentiable, so that it can have a price in a loss."""
+    alphas = [module.alpha() for module in model.modules() if isinstance(module, LearnedEntmax)]
+    return (2 - torch.cat(alphas)).mean() if alphas else None
 
 
 def apply_weights(weights: Tensor, value: Tensor, dropout_p: float) -> Tensor:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from hf_entmax_asr.atomic_files import atomic_file, check_writable
 from hf_entmax_asr.ngram_lm.scoring import MARKS, UNITS, LanguageModelError, read_unigrams
 from hf_entmax_asr.tokenization import WORD_BOUNDARY
 
@@ -50,14 +51,16 @@ def train_ngram(
     if unit not in UNITS:
         raise LanguageModelError(f"unit is {unit!r}; use 'word' or 'character'")
     output, program = Path(output), _find_tool(tool)
+    check_writable(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".language-model-") as folder:
         arpa = Path(folder) / "lm.arpa"
         _write_sentences(Path(folder) / "text", texts, unit, with_ends=program.name == "tlm")
         method = (_run_irstlm if program.name == "tlm" else _run_lmplz)(program, Path(folder), order)
         if not any(entry not in MARKS for entry, _ in read_unigrams(arpa)):
             raise LanguageModelError(f"{program} wrote a language model without words")
-        arpa.replace(output)
+        with arpa.open("rb") as made, atomic_file(output) as file:
+            shutil.copyfileobj(made, file)
     return method
 
 

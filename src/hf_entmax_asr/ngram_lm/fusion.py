@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from hf_entmax_asr.ngram_lm.fit import check_spelling
 from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel
 from hf_entmax_asr.ngram_lm.spelling import Hypothesis, SpelledCharacters, SpelledWords, Tokens, Vector
 
@@ -63,7 +64,7 @@ class LanguageModelFusion(LogitsProcessor):
 
         Raises:
             LanguageModelError: a weight that is negative or not finite, no candidates, or a tokenizer that the model
-                cannot follow.
+                cannot follow, or that cannot write most of the model's words.
         """
         if candidates is not None and candidates < 1:
             raise LanguageModelError(f"candidates is {candidates}; it must be at least 1, or None for all tokens")
@@ -72,6 +73,7 @@ class LanguageModelFusion(LogitsProcessor):
                 f"weight is {weight} and insertion_bonus {insertion_bonus}; the weight must be finite and at least 0, "
                 "the bonus finite"
             )
+        check_spelling(model, tokenizer)
         self.model, self.weight, self.insertion_bonus, self.candidates = model, weight, insertion_bonus, candidates
         self._tokens = Tokens(tokenizer)
         kind = SpelledWords if model.unit == "word" else SpelledCharacters

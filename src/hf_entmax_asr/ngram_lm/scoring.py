@@ -15,6 +15,7 @@ UNITS = ("word", "character")
 MARKS = ("<s>", "</s>", "<unk>", "<UNK>")
 UNKNOWN = ("<unk>", "<UNK>")
 UNKNOWN_WORDS = 10_000_000  # that share the probability of <unk>; IRSTLM's upper bound of a dictionary
+LONGEST_LINE = 2**20  # bytes; n-grams take some hundreds
 LOG_10 = math.log(10)
 
 State = Any  # kenlm.State: hashable, compares by value
@@ -62,6 +63,7 @@ class NgramModel:
         if unknown_words < 1:
             raise LanguageModelError(f"unknown_words is {unknown_words}; it must be at least 1")
         self.path = Path(path)
+        check_arpa(self.path)
         listed = dict(read_unigrams(self.path))
         self.unigrams = {unit: score for unit, score in listed.items() if unit not in MARKS}
         if not self.unigrams:
@@ -126,6 +128,38 @@ class NgramModel:
         return math.exp(-total / sum(len(self.units(text)) + 1 for text in texts))
 
 
+def check_arpa(path: Path) -> None:
+    """Look at what KenLM trusts: a negative count ends the process, a line without an end takes all memory.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LanguageModelError: it is not an ARPA file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no language model {path}")
+    if not path.is_file():
+        raise LanguageModelError(f"{path} is no regular file")
+    without_end = 0  # bytes since the last line end
+    with path.open("rb") as file:
+        header = file.read(LONGEST_LINE)
+        file.seek(0)
+        while block := file.read(LONGEST_LINE):
+            first = block.find(b"\n")
+            if without_end + (first if first >= 0 else len(block)) > LONGEST_LINE:
+                raise LanguageModelError(f"{path} is not an ARPA file: it has a line of more than {LONGEST_LINE} bytes")
+            without_end = len(block) - 1 - block.rfind(b"\n") if first >= 0 else without_end + len(block)
+    if b"\\1-grams:" not in header:
+        raise LanguageModelError(f"{path} is not an ARPA file: it has no section \\1-grams:")
+    announced = re.findall(rb"^ngram[ \t]+(\d+)[ \t]*=[ \t]*(\S+)[ \t\r]*$", header.partition(b"\\1-grams:")[0], re.M)
+    if not announced or b"\\data\\" not in header:
+        raise LanguageModelError(f"{path} is not an ARPA file: it does not begin with \\data\\ and its counts")
+    size = path.stat().st_size
+    for place, (order, count) in enumerate(announced, 1):
+        if int(order) != place or not count.isdigit() or not 0 <= int(count) <= size:
+            line = f"ngram {order.decode()}={count.decode(errors='replace')}"
+            raise LanguageModelError(f"{path} is not an ARPA file: it announces {line}, and has {size} bytes")
+
+
 def read_unigrams(path: Path) -> Iterator[tuple[str, float]]:
     """(unit, log probability) lines of the section \\1-grams:."""
     inside, number = False, 0
@@ -139,7 +173,10 @@ def read_unigrams(path: Path) -> Iterator[tuple[str, float]]:
                 if inside:
                     # Fields are separated by tabs or spaces: log10 probability, unit, perhaps a back-off weight.
                     fields = re.split("[ \t]+", line)
-                    yield fields[1], float(fields[0]) * LOG_10
+                    score = float(fields[0])
+                    if not math.isfinite(score):
+                        raise ValueError(f"{score} is no probability")
+                    yield fields[1], score * LOG_10
                 inside = inside or line.strip() == "\\1-grams:"
     except (UnicodeDecodeError, IndexError, ValueError) as error:
         where = f", line {number}" if inside else ""

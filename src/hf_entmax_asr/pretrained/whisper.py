@@ -34,6 +34,7 @@ from hf_entmax_asr.model.prompts import prompt_ids
 
 EXACT_POSITIONS = 1e-6  # a table that differs from the sinusoids by more is kept as it is
 WINDOW_SECONDS = 30.0  # what Whisper was trained on: without training on shorter windows it repeats itself in them
+TOKENS_PER_POSITION = 448 / 1500  # of every Whisper's training: no text is denser
 SAME_FIELDS = (
     "vocab_size",
     "num_mel_bins",
@@ -53,6 +54,15 @@ SAME_FIELDS = (
     "decoder_start_token_id",
 )
 FIXED_FIELDS = ("front_end", "subsampling_layers", "decoder_positions", "max_source_positions", "tie_word_embeddings")
+KEPT_GENERATION_FIELDS = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "is_multilingual",
+    "lang_to_id",
+    "task_to_id",
+    "no_timestamps_token_id",
+    "alignment_heads",
+)
 WINDOW_COPIES = {"window_q_proj": "q_proj", "window_k_proj": "k_proj"}
 
 
@@ -61,7 +71,12 @@ class NotWhisperError(ValueError):
 
 
 def convert_whisper(
-    name_or_folder: str | Path, *, language: str | None = None, task: str = "transcribe", **settings: Any
+    name_or_folder: str | Path,
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    min_seconds: float = WINDOW_SECONDS,
+    **settings: Any,
 ) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
     """A recogniser that starts as a Whisper.
 
@@ -70,6 +85,8 @@ def convert_whisper(
             size, English or multilingual.
         language, task: what a multilingual one is asked for by default ("en", "zh", …; "transcribe" or "translate");
             English by default. `generate(language=…, task=…)` asks otherwise.
+        min_seconds: what shorter audio is padded to. 0, windows as long as the audio, is for what is to be trained
+            further: until then Whisper repeats itself in short windows.
         settings: of `EntmaxAsrConfig`; those of the architecture that Whisper fixes are refused. By default softmax
             and full cross-attention, so that nothing changes.
 
@@ -98,6 +115,7 @@ def convert_whisper(
         "decoder_positions": "learned",
         "max_source_positions": source_config.max_source_positions,
         "decoder_prompt_ids": prompt_ids(generation, language, task),
+        "max_tokens_per_position": TOKENS_PER_POSITION,
         "tie_word_embeddings": True,
         "encoder_transform": "softmax",
         "decoder_transform": "softmax",
@@ -109,7 +127,7 @@ def convert_whisper(
     _put_weights(model, rename_weights(weights, model.state_dict()))
     model.generation_config = _generation_config(generation, config)
     extractor = EntmaxAsrFeatureExtractor(
-        kind="whisper", feature_size=config.num_mel_bins, cmvn="none", min_seconds=WINDOW_SECONDS
+        kind="whisper", feature_size=config.num_mel_bins, cmvn="none", min_seconds=min_seconds
     )
     return model, EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=text_tokenizer(tokenizer))
 
@@ -203,15 +221,7 @@ def _put_weights(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _generation_config(whisper: GenerationConfig, config: EntmaxAsrConfig) -> GenerationConfig:
-    names = (
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "is_multilingual",
-        "lang_to_id",
-        "task_to_id",
-        "alignment_heads",
-    )
-    kept = {name: getattr(whisper, name) for name in (*names, "no_timestamps_token_id") if hasattr(whisper, name)}
+    kept = {name: getattr(whisper, name) for name in KEPT_GENERATION_FIELDS if hasattr(whisper, name)}
     return GenerationConfig(
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=config.bos_token_id,

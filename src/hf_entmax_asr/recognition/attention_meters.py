@@ -67,13 +67,17 @@ class AttentionMeters:
         """
         encoder = _by_module("encoder", "self_attn", output.encoder_attentions)
         self._add("encoder", encoder, positions, positions)
-        self._add("decoder", _by_module("decoder", "self_attn", output.decoder_attentions), tokens, tokens, causal=True)
-        self._add("cross", _by_module("decoder", "encoder_attn", output.cross_attentions), tokens, positions)
+        prompt = len(self.model.config.decoder_prompt_ids)  # it is read, but nothing is heard for it
+        read = torch.nn.functional.pad(tokens, (prompt, 0), value=True)
+        self._add("decoder", _by_module("decoder", "self_attn", output.decoder_attentions), read, read, causal=True)
+        cross = [weights[:, :, prompt:] for weights in output.cross_attentions]
+        self._add("cross", _by_module("decoder", "encoder_attn", cross), tokens, positions)
         self.agreement.update(encoder, positions, positions)
         if output.boundaries:
             if self.monotonic is None:
                 self.monotonic = self._monotonic_meter()
-            self.monotonic.update(output.boundaries, tokens.sum(1), positions.sum(1))
+            boundaries = [stops[:, :, prompt:] for stops in output.boundaries]
+            self.monotonic.update(boundaries, tokens.sum(1), positions.sum(1))
         if self.phonemes is not None and phonemes is not None:
             self.phonemes.update(encoder, phonemes, positions)
             self._add_to_probe(output.encoder_hidden_states, phonemes, part)

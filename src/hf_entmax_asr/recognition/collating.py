@@ -1,12 +1,13 @@
 """From examples to a batch: features computed for the whole batch at once, labels padded with -100."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.audio import waveform_of
 from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, change_speed
 from hf_entmax_asr.model.losses import IGNORED_LABEL
 
@@ -16,18 +17,36 @@ class SpeechSeq2SeqCollator:
 
     An example is a mapping with
 
-    - `input_features` (T, F), or `audio`: a mono waveform as a 1-D array at the processor's sampling rate, a path, or
-      the `{"path", "bytes"}` of a datasets `Audio(decode=False)` column; it is played at `speed` where that is given;
-    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored.
+    - `input_features` (T, F), or `audio` in any form that `waveform_of` takes: a mono waveform as a 1-D array at the
+      processor's sampling rate, a path, or a row of a datasets `Audio` column, decoded or not; it is played at `speed`
+      where that is given;
+    - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored;
+    - perhaps `label_ends`, the seconds at which each of the labels ends in the audio, NaN where unknown.
 
-    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, and `labels` (B, U).
+    The batch holds `input_features` (B, T, F), `attention_mask` (B, T) with 1 at real frames, `labels` (B, U) and, of
+    examples with ends, `token_frames` (B, U).
     With `Seq2SeqTrainer` set `remove_unused_columns=False`, because the columns it would keep are the model's.
     """
 
     def __init__(
-        self, processor: Any, spec_augment: SpecAugment | None = None, perturb: WaveformPerturbation | None = None
+        self,
+        processor: Any,
+        spec_augment: SpecAugment | None = None,
+        perturb: WaveformPerturbation | None = None,
+        decoder_inputs_by: Any = None,
     ) -> None:
-        """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone."""
+        """`perturb` and `spec_augment` change every batch: give them only to a collator that serves training alone.
+
+        With a model as `decoder_inputs_by`, labels come with the decoder inputs that it makes of them, which Trainer's
+        `label_smoothing_factor` needs. Models with a prompt (`decoder_prompt_ids`) are refused there; set
+        `label_smoothing` of the model's configuration instead.
+        """
+        if decoder_inputs_by is not None and decoder_inputs_by.config.decoder_prompt_ids:
+            raise ValueError(
+                f"the model has a prompt of {len(decoder_inputs_by.config.decoder_prompt_ids)} tokens, which Trainer's "
+                "label smoothing does not know: set config.label_smoothing instead of label_smoothing_factor"
+            )
+        self.decoder_inputs_by = decoder_inputs_by
         self.feature_extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
         self.spec_augment, self.perturb = spec_augment, perturb
@@ -40,36 +59,61 @@ class SpeechSeq2SeqCollator:
         Raises:
             ValueError: an example has neither features nor audio, or no audio where the waveform is to be perturbed.
         """
+        labels: list[Sequence[int]] = []
+        replaced = moved = [False] * len(examples)
         if self.perturb is None and all("input_features" in example for example in examples):
             features, mask = pad_features([example["input_features"] for example in examples])
         else:
-            features, mask = self._extract(examples, generator)
+            waveforms, replaced, moved = self._waveforms(examples, generator)
+            rate = self.feature_extractor.sampling_rate
+            batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
+            features, mask = batch["input_features"], batch["attention_mask"]
         if self.spec_augment is not None:
             features = self.spec_augment(features, mask.sum(dim=1), generator)
-        batch = {"input_features": features, "attention_mask": mask}
+        collated = {"input_features": features, "attention_mask": mask}
         if all("labels" in example or "text" in example for example in examples):
-            batch["labels"] = pad_labels([self._labels(example) for example in examples])
-        return batch
+            labels = [self._labels(example, other) for example, other in zip(examples, replaced, strict=True)]
+            collated["labels"] = pad_labels(labels)
+            if (model := self.decoder_inputs_by) is not None:
+                collated["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(collated["labels"])
+                collated["decoder_attention_mask"] = (collated["labels"] != IGNORED_LABEL).int()
+        if all("label_ends" in example for example in examples):
+            ends = [torch.tensor(example["label_ends"]) for example in examples]
+            for row, labels_of_row in enumerate(labels):
+                if moved[row]:  # the times are not those of this audio
+                    ends[row] = torch.full((len(labels_of_row),), math.nan)
+            padded = torch.nn.utils.rnn.pad_sequence(ends, batch_first=True, padding_value=math.nan)
+            collated["token_frames"] = padded / self.feature_extractor.seconds_per_frame
+        return collated
 
-    def _labels(self, example: Mapping[str, Any]) -> Sequence[int]:
+    def _labels(self, example: Mapping[str, Any], replaced: bool) -> Sequence[int]:
+        if replaced:
+            return self.tokenizer("").input_ids
         return example["labels"] if "labels" in example else self.tokenizer(example["text"]).input_ids
 
-    def _extract(
+    def _waveforms(
         self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[np.ndarray], list[bool], list[bool]]:
+        """The waveforms; which of them stand in the place of speech; and in which speech is not where it was."""
         rate = self.feature_extractor.sampling_rate
-        waveforms = []
+        waveforms: list[np.ndarray] = []
+        replaced, moved = [], []
         for example in examples:
             if "audio" not in example:
                 needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
                 raise ValueError(f"an example needs {needed}; this one has {sorted(example)}")
-            audio = example["audio"]
-            waveform = audio if isinstance(audio, np.ndarray) else read_audio(audio, sampling_rate=rate)
+            waveform = waveform_of(example["audio"], rate)
             if example.get("speed", 1.0) != 1:
                 waveform = change_speed(waveform, example["speed"])
-            waveforms.append(waveform if self.perturb is None else self.perturb(waveform, generator))
-        batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
-        return batch["input_features"], batch["attention_mask"]
+            other, samples = None, len(waveform)
+            if self.perturb is not None:
+                if self.perturb.no_speech_share:
+                    other = self.perturb.instead_of_speech(len(waveform), generator)
+                waveform = self.perturb(waveform, generator) if other is None else other
+            waveforms.append(waveform)
+            replaced.append(other is not None)
+            moved.append(other is not None or len(waveform) != samples)
+        return waveforms, replaced, moved
 
 
 def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

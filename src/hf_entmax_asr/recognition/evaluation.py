@@ -6,34 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.batches import cut_batches
 from hf_entmax_asr.recognition.utterances import Utterances
 
 Batch = dict[str, torch.Tensor]
-
-
-class _EndAtPositions(LogitsProcessor):
-    """Ends each hypothesis after as many tokens as its utterance has encoder positions."""
-
-    def __init__(self, positions: np.ndarray, eos_token_id: int, given: int) -> None:
-        """`given` tokens, start and prompt, stand before the text."""
-        self.given = given
-        self.limits = torch.from_numpy(positions)
-        self.first = int(positions.min())
-        self.eos_token_id = eos_token_id
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """input_ids (B·beams, given + tokens so far), scores (B·beams, V)."""
-        tokens = input_ids.shape[1] - self.given
-        if tokens < self.first:
-            return scores
-        limits = self.limits.to(scores.device).repeat_interleave(len(scores) // len(self.limits))
-        ended = torch.full_like(scores, float("-inf"))
-        ended[:, self.eos_token_id] = 0.0
-        return torch.where((tokens >= limits)[:, None], ended, scores)
 
 
 @contextmanager
@@ -79,8 +57,8 @@ def recognise(
         frames_per_batch: padded frames of a batch; an utterance above it is a batch of its own.
         progress: called with the number of utterances of each finished batch.
 
-    No hypothesis has more tokens than its utterance has encoder positions: a model that does not stop yet costs no more
-    than one that says something at every position, and the batch an utterance is in changes nothing.
+    No hypothesis has more tokens than speech of its length can have (see `generate` of the model): a model that does
+    not stop yet costs little more than one that does, and the batch an utterance is in changes nothing.
     """
     frames = np.asarray(frames)
     if len(frames) == 0:
@@ -92,16 +70,7 @@ def recognise(
     try:
         for indices in cut_batches(np.argsort(-frames, kind="stable").tolist(), frames, most_frames):
             batch = {key: value.to(model.device) for key, value in load(indices).items() if key != "labels"}
-            positions = model.config.positions_of(frames[list(indices)])
-            given = 1 + len(model.config.decoder_prompt_ids)
-            limit = _EndAtPositions(positions, model.config.eos_token_id, given)
-            tokens = model.generate(
-                **batch,
-                num_beams=num_beams,
-                do_sample=False,
-                max_new_tokens=int(positions.max()) + 1,
-                logits_processor=LogitsProcessorList([limit]),
-            )
+            tokens = model.generate(**batch, num_beams=num_beams, do_sample=False)
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 texts[index] = text
             if progress is not None:

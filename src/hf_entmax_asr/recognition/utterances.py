@@ -11,6 +11,7 @@ import torch
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import read_corpus
+from hf_entmax_asr.error_messages import described
 from hf_entmax_asr.model.speech_features import SpeechFeatureExtractor
 from hf_entmax_asr.recognition.batches import cut_batches
 
@@ -23,8 +24,19 @@ class DataError(ValueError):
     """Data that cannot be used; the message counts and names the utterances."""
 
 
-def read_split(data: str, split: str, corpus: str = "folder", most: int | None = None) -> Any:
-    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`.
+def read_split(
+    data: str,
+    split: str,
+    corpus: str = "folder",
+    most: int | None = None,
+    lower_case: bool = False,
+    *,
+    empty_texts: bool = False,
+) -> Any:
+    """Rows of one split of a corpus (one of `hf_entmax_asr.corpora.CORPORA`), or its first `most`; with texts in lower
+    case if asked, as data.lower_case of a recipe.
+
+    With `empty_texts` a folder may hold audio in which nothing is said; what is heard there counts as inserted.
 
     Raises:
         DataError: there is no such split, nothing in it, or damage.
@@ -32,11 +44,15 @@ def read_split(data: str, split: str, corpus: str = "folder", most: int | None =
     if most is not None and most < 1:
         raise DataError(f"{most} utterances are asked for; it must be at least 1")
     try:
-        rows = read_corpus(corpus, data, splits=[split]).splits[split]
-    except ValueError as error:
-        raise DataError(str(error)) from error
+        options = {"empty_texts": empty_texts} if corpus == "folder" else {}
+        rows = read_corpus(corpus, data, splits=[split], **options).splits[split]
+    except (OSError, ValueError) as error:
+        raise DataError(described(error)) from error
     if len(rows) == 0:
         raise DataError(f"the split {split!r} of {data} has no utterances")
+    if lower_case:
+        rows = rows.add_column("lower", [text.lower() for text in rows["text"]])
+        rows = rows.remove_columns("text").rename_column("lower", "text")
     return rows if most is None else rows.select(range(min(most, len(rows))))
 
 
@@ -50,6 +66,7 @@ class Utterances:
         labels: token ids with the final `</s>`.
         frames: (utterances,) feature frames.
         features: (T, F) float16 per utterance once `cache_features` has run, else None.
+        ends: seconds at which each label ends in the audio, NaN where unknown; None without such times.
     """
 
     rows: Any
@@ -58,6 +75,7 @@ class Utterances:
     labels: list[list[int]]
     frames: np.ndarray
     features: list[torch.Tensor] | None = None
+    ends: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,10 +87,12 @@ class Utterances:
 
     def example(self, index: int, speed: float = 1.0) -> dict[str, Any]:
         """What the collator takes: cached features, or audio and the speed to play it at; and labels."""
-        labels = self.labels[index]
+        example: dict[str, Any] = {"labels": self.labels[index]}
+        if self.ends is not None:
+            example["label_ends"] = [end / speed for end in self.ends[index]]
         if self.features is not None:
-            return {"input_features": self.features[index], "labels": labels}
-        return {"audio": self.rows[index]["audio"], "speed": speed, "labels": labels}
+            return {"input_features": self.features[index]} | example
+        return {"audio": self.rows[index]["audio"], "speed": speed} | example
 
     def select(self, indices: Sequence[int]) -> "Utterances":
         """These utterances only, in this order."""
@@ -83,6 +103,7 @@ class Utterances:
             labels=[self.labels[i] for i in indices],
             frames=self.frames[list(indices)],
             features=None if self.features is None else [self.features[i] for i in indices],
+            ends=None if self.ends is None else [self.ends[i] for i in indices],
         )
 
     def fingerprint(self) -> str:

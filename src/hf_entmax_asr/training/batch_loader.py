@@ -1,5 +1,6 @@
 """Batches of the plan, read and collated ahead where worker processes are asked for."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, find_noise_files
+from hf_entmax_asr.error_messages import described
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
-from hf_entmax_asr.recognition.utterances import Utterances
+from hf_entmax_asr.recognition.utterances import DataError, Utterances
 from hf_entmax_asr.training.batching import BatchOptions, BatchStream, MicroBatch
 from hf_entmax_asr.training.recipe import AugmentationSection, Recipe, RecipeError
 
@@ -19,10 +21,14 @@ class _CollatedBatches(Dataset):
     def __init__(self, utterances: Utterances, collator: SpeechSeq2SeqCollator) -> None:
         self.utterances, self.collator = utterances, collator
 
-    def __getitem__(self, batch: MicroBatch) -> tuple[MicroBatch, dict[str, torch.Tensor]]:
+    def __getitem__(self, batch: MicroBatch) -> tuple[MicroBatch, dict[str, torch.Tensor] | str]:
+        """The batch and its tensors; in their place what is wrong, for an error of a worker would come as a page."""
         generator = torch.Generator().manual_seed(batch.seed)
-        examples = map(self.utterances.example, batch.indices, batch.speeds)
-        return batch, self.collator(list(examples), generator)
+        try:
+            examples = map(self.utterances.example, batch.indices, batch.speeds)
+            return batch, self.collator(list(examples), generator)
+        except (OSError, ValueError, MemoryError) as error:
+            return batch, described(error)
 
 
 def _identity(item: Any) -> Any:
@@ -56,7 +62,7 @@ def noise_files(section: AugmentationSection) -> tuple[Path, ...]:
 
 
 def _perturbation(section: AugmentationSection, sampling_rate: int) -> WaveformPerturbation | None:
-    if section.volume_db == section.noise_share == 0:
+    if section.volume_db == section.noise_share == section.silence_share == section.no_speech_share == 0:
         return None
     return WaveformPerturbation(
         volume_db=section.volume_db,
@@ -64,6 +70,9 @@ def _perturbation(section: AugmentationSection, sampling_rate: int) -> WaveformP
         noise_snr_db=section.noise_snr_db,
         noise_files=noise_files(section),
         sampling_rate=sampling_rate,
+        silence_share=section.silence_share,
+        silence_seconds=section.silence_seconds,
+        no_speech_share=section.no_speech_share,
     )
 
 
@@ -102,3 +111,27 @@ def batch_loader(
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator().manual_seed(recipe.seed),  # else the loader draws from the global one
     )
+
+
+def training_batches(
+    recipe: Recipe, processor: Any, train: Utterances, accelerator: Any, epoch: int = 0, next_index: int = 0
+) -> Iterator[tuple[MicroBatch, dict[str, torch.Tensor]]]:
+    """What `batch_loader` loads.
+
+    Raises:
+        DataError: a recording cannot be read, or a process that reads has ended.
+    """
+    batches = iter(batch_loader(recipe, processor, train, accelerator, epoch, next_index))
+    while True:
+        try:
+            batch, tensors = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that reads the audio ahead has ended ({str(error).splitlines()[0]}): was it killed for "
+                "want of memory? Lower batching.num_workers, or set it to 0"
+            ) from error
+        if isinstance(tensors, str):
+            raise DataError(f"a batch cannot be read: {tensors}")
+        yield batch, tensors

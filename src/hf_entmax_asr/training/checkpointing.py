@@ -11,171 +11,20 @@ than that is chance, and picking the lowest of several picks the luckiest; the l
 rates. On a large validation split the standard error is small, and the rule gives the lowest score.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
+from hf_entmax_asr.atomic_files import atomic_folder, recover_folders
+from hf_entmax_asr.error_messages import described
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training.scored_model import sharded_like, unsharded
-
-STATE_FOLDER = "training_state"
-_TRAINED_WEIGHTS = "weights.safetensors"
-
-
-@dataclass
-class TrainingState:
-    """What a run must know, besides weights, optimizer and random states, to go on as if it had never stopped.
-
-    Attributes:
-        step: finished optimizer steps.
-        elapsed_seconds: wall-clock used, all sessions together.
-        epoch, next_index: position in the batch stream.
-        data_fingerprint: of the training utterances; another fingerprint means other batches.
-        scores: validation score (lower is better) by the step of its checkpoint.
-        tolerances: by the same steps, how much another score may differ and count as equal; absent counts as 0.
-        scaler: state of the fp16 gradient scaler, empty where there is none.
-    """
-
-    step: int = 0
-    elapsed_seconds: float = 0.0
-    epoch: int = 0
-    next_index: int = 0
-    data_fingerprint: str = ""
-    scores: dict[int, float] = field(default_factory=dict)
-    tolerances: dict[int, float] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
-
-
-def save_training_state(
-    folder: Path,
-    state: TrainingState,
-    optimizer: dict[str, torch.Tensor],
-    random_states: Sequence[dict[str, torch.Tensor]],
-    weights: dict[str, torch.Tensor],
-) -> None:
-    """Write `training_state/` into a checkpoint folder.
-
-    Args:
-        optimizer: from `optimizer_tensors`.
-        random_states: one entry per process.
-        weights: the trained ones where the checkpoint's model has others (a mean over steps), else none.
-    """
-    target = folder / STATE_FOLDER
-    target.mkdir()
-    save_file(optimizer, target / "optimizer.safetensors")
-    if weights:
-        save_file(weights, target / _TRAINED_WEIGHTS)
-    random = {f"{rank}/{name}": tensor for rank, states in enumerate(random_states) for name, tensor in states.items()}
-    save_file(random, target / "random.safetensors")
-    write_text_atomically(target / "state.json", json.dumps(asdict(state), indent=2) + "\n")
-
-
-def read_training_state(checkpoint: Path) -> TrainingState:
-    """Read the counters of a checkpoint.
-
-    Raises:
-        CheckpointError: the folder has no readable training state.
-    """
-    file = checkpoint / STATE_FOLDER / "state.json"
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        for name in ("scores", "tolerances"):  # JSON has no numbers as keys
-            fields[name] = {int(step): value for step, value in fields.get(name, {}).items()}
-        return TrainingState(**fields)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{checkpoint} has no {STATE_FOLDER}/state.json: it can be evaluated or fine-tuned, not resumed"
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is not a training state of this package: {error}") from error
-
-
-@torch.no_grad()
-def load_trained_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Put back the weights that were trained, where the checkpoint's model holds others; `model` is not prepared yet.
-
-    Raises:
-        CheckpointError: they are another model's.
-    """
-    file = checkpoint / STATE_FOLDER / _TRAINED_WEIGHTS
-    if not file.is_file():
-        return
-    tensors, parameters = load_file(file), dict(model.named_parameters())
-    if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in parameters.items()}:
-        raise CheckpointError(f"{file} holds the weights of another model")
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-
-
-def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved optimizer tensors back, by parameter name.
-
-    Raises:
-        CheckpointError: the saved parameters and the model's are not the same.
-    """
-    saved: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(checkpoint / STATE_FOLDER / "optimizer.safetensors").items():
-        name, _, part = key.rpartition("/")
-        saved.setdefault(name, {})[part] = tensor
-    parameters = dict(_optimized(model, optimizer))
-    unknown, missing = sorted(saved.keys() - parameters.keys()), sorted(parameters.keys() - saved.keys())
-    # A parameter that never had a gradient has no state; one that the model lacks means another model.
-    if unknown or (saved and len(missing) == len(parameters)):
-        raise CheckpointError(
-            f"the optimizer state in {checkpoint} belongs to another model: it has {unknown[:5]}, lacks {missing[:5]}"
-        )
-    for name, parts in saved.items():
-        parameter = parameters[name]
-        optimizer.state[parameter] = {
-            part: sharded_like(tensor, parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
-            for part, tensor in parts.items()
-        }
-
-
-def random_state() -> dict[str, torch.Tensor]:
-    """This process's torch random states: `cpu`, and `cuda` where there is one."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random_state(checkpoint: Path, rank: int) -> bool:
-    """Restore the random states of process `rank`; False where the checkpoint came from fewer processes."""
-    with safe_open(checkpoint / STATE_FOLDER / "random.safetensors", framework="pt") as file:
-        states = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{rank}/")}  # noqa: SIM118
-    if f"{rank}/cpu" not in states:
-        return False
-    torch.set_rng_state(states[f"{rank}/cpu"])
-    if torch.cuda.is_available() and f"{rank}/cuda" in states:
-        torch.cuda.set_rng_state(states[f"{rank}/cuda"])
-    return True
-
-
-def _optimized(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
-
-
-def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of the optimizer by parameter name, unsharded; under FSDP all processes must call this together."""
-    return {
-        f"{name}/{part}": unsharded(torch.as_tensor(value).detach()).cpu().contiguous()
-        for name, parameter in _optimized(model, optimizer)
-        for part, value in optimizer.state.get(parameter, {}).items()
-    }
+from hf_entmax_asr.training.training_state import STATE_FOLDER
 
 
 def average_checkpoints(checkpoints: Sequence[Path], target: Path) -> None:
@@ -191,7 +40,10 @@ def average_checkpoints(checkpoints: Sequence[Path], target: Path) -> None:
     for checkpoint in checkpoints:
         if not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
             raise CheckpointError(f"{checkpoint} has no {SAFE_WEIGHTS_NAME}")
-        last = load_file(checkpoint / SAFE_WEIGHTS_NAME)
+        try:
+            last = load_file(checkpoint / SAFE_WEIGHTS_NAME)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{checkpoint / SAFE_WEIGHTS_NAME} cannot be read: {error}") from error
         shapes = {name: tensor.shape for name, tensor in last.items()}
         if total and shapes != {name: tensor.shape for name, tensor in total.items()}:
             raise CheckpointError(f"{checkpoint} holds another model than {checkpoints[0]}")
@@ -212,6 +64,11 @@ class CheckpointStore:
         self.output = output
         self.folder = output / "checkpoints"
         self.keep_last, self.keep_best = keep_last, keep_best
+
+    def recover(self) -> None:
+        """Put right what a process that was killed while it saved has left. Only where no other is at work."""
+        if self.folder.is_dir():
+            recover_folders(self.folder)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints on disk, oldest first."""
@@ -250,11 +107,23 @@ class CheckpointStore:
         scores: Mapping[int, float],
         tolerances: Mapping[int, float] | None = None,
     ) -> Path:
-        """Write a checkpoint with `write(folder)`, move the links, and delete what is no longer kept."""
+        """Write a checkpoint with `write(folder)`, move the links, and delete what is no longer kept.
+
+        Raises:
+            CheckpointError: it cannot be written; those before it are whole.
+        """
         target = self.path(step)
-        with atomic_folder(target) as partial:
-            write(partial)
-        self.link("last", target)
+        try:
+            with atomic_folder(target) as partial:
+                write(partial)
+            self.link("last", target)
+        except (OSError, SafetensorError) as error:
+            last = self.last()
+            before = f"the newest whole one is {last}" if last else "there is no other yet"
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written: {described(error)}; {before}. Put right what is "
+                "wrong there, and go on with --resume"
+            ) from error
         kept = set(self.steps()[-self.keep_last :]) | set(self.ranked(scores)[: max(1, self.keep_best)])
         chosen = self.chosen(scores, tolerances or {})
         if chosen is not None:
@@ -265,8 +134,18 @@ class CheckpointStore:
         return target
 
     def link(self, name: str, target: Path) -> None:
-        """Make OUTPUT/`name` a relative link to `target`, replacing the link that was there in one move."""
-        partial = self.output / f".{name}.partial"
+        """Make OUTPUT/`name` a relative link to `target`, replacing the link that was there in one move.
+
+        Where the file system has no links it is a copy, without what only resuming needs.
+        """
+        partial = self.output / f".{name}.partial"  # only one process at a time is at work here
         partial.unlink(missing_ok=True)
-        partial.symlink_to(os.path.relpath(target, self.output))
+        try:
+            partial.symlink_to(os.path.relpath(target, self.output))
+        except (OSError, NotImplementedError):  # a file system without links
+            with atomic_folder(self.output / name) as folder:
+                shutil.copytree(target, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE_FOLDER))
+            return
+        if not (self.output / name).is_symlink() and (self.output / name).is_dir():
+            shutil.rmtree(self.output / name)  # a copy made where there were no links
         partial.replace(self.output / name)

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +18,36 @@ from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.evaluation import score_decodings
 from hf_entmax_asr.recognition.utterances import Utterances
-from hf_entmax_asr.training.batch_loader import batch_loader
+from hf_entmax_asr.training.batch_loader import training_batches
 from hf_entmax_asr.training.batching import MicroBatch
-from hf_entmax_asr.training.checkpointing import (
-    STATE_FOLDER,
-    CheckpointStore,
-    average_checkpoints,
-    load_optimizer,
-    load_trained_weights,
-    optimizer_tensors,
-    random_state,
-    restore_random_state,
-    save_training_state,
-)
-from hf_entmax_asr.training.model_card import model_card
-from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, set_learning_rate
+from hf_entmax_asr.training.checkpointing import CheckpointStore, average_checkpoints
+from hf_entmax_asr.training.model_card import card_title, model_card
+from hf_entmax_asr.training.optimization import budget_used, build_optimizer, learning_rate, ramp, set_learning_rate
+from hf_entmax_asr.training.outcome import TrainingDiverged, TrainingResult
 from hf_entmax_asr.training.preparation import RECIPE, Prepared, prepare
 from hf_entmax_asr.training.recipe import Recipe, RecipeError, recipe_to_dict
 from hf_entmax_asr.training.reporting import Reporter
 from hf_entmax_asr.training.run_analysis import RunAnalysis
+from hf_entmax_asr.training.run_lock import locked
 from hf_entmax_asr.training.scored_model import ScoredModel, unsharded
 from hf_entmax_asr.training.stopping import StopSignal
+from hf_entmax_asr.training.training_state import (
+    STATE_FOLDER,
+    load_optimizer,
+    load_trained_weights,
+    optimizer_tensors,
+    random_state,
+    read_random_state,
+    restore_random_state,
+    save_training_state,
+    without_state,
+)
 
 logger = logging.getLogger(__name__)
 
 AVERAGE = "average"
 _AGREE_EVERY = 10  # steps between two agreements of several processes on the clock and on signals
 _LOSS_PARTS = ("cross_entropy_loss", "ctc_loss", "head_penalty")
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is not finite any more."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Where a run ended.
-
-    Attributes:
-        step: finished optimizer steps.
-        finished: whether the budget is used up (else the run was stopped and can be resumed).
-        last: newest checkpoint.
-        best: the latest within one standard error of the lowest validation score (an average counts as the latest), or
-            `last` without validation.
-        scores: of the last checkpoint, by decoding: "hard" and "soft", or "full" for full cross-attention.
-    """
-
-    step: int
-    finished: bool
-    last: Path
-    best: Path
-    scores: dict[str, Scores]
 
 
 def train(
@@ -92,14 +70,18 @@ def train(
         accelerator: one of your own; by default Accelerate's settings (mixed precision, devices) are taken.
     Raises:
         RecipeError, DataError, CheckpointError: before training starts, with what to change.
+        DataError, CheckpointError: a recording cannot be read any more, or a checkpoint not be written.
         TrainingDiverged: loss or gradient became infinite or NaN.
     """
     started = time.monotonic()
     accelerator = accelerator or Accelerator()
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise RecipeError("of FSDP only version 2 is known here: fsdp_version: 2, as in scripts/launch/fsdp.yaml")
-    prepared = prepare(recipe, Path(output), resume, accelerator)
-    return TrainingRun(recipe, Path(output), accelerator, prepared, started, card_template).train(stop_after)
+    if stop_after is not None and stop_after < 1:
+        raise RecipeError(f"stop_after is {stop_after}; it must be at least 1 step")
+    with locked(Path(output), accelerator):
+        prepared = prepare(recipe, Path(output), resume, accelerator)
+        return TrainingRun(recipe, Path(output), accelerator, prepared, started, card_template).train(stop_after)
 
 
 class TrainingRun:
@@ -117,13 +99,17 @@ class TrainingRun:
         self.recipe, self.output, self.accelerator, self.card_template = recipe, output, accelerator, card_template
         self.processor, self.splits, self.state = prepared.processor, prepared.splits, prepared.state
         self.unwrapped_model = prepared.model  # what Accelerate's wrappers hold
+        self.penalty_weight = prepared.model.config.head_regularizer_weight
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.scored_model = ScoredModel(prepared.model, recipe.optimizer.ema_decay, self.sharded)
         if prepared.checkpoint is not None:
             load_trained_weights(prepared.checkpoint, prepared.model)
+            self.random_state = read_random_state(prepared.checkpoint, accelerator.process_index)
         self.unwrapped_optimizer = build_optimizer(prepared.model, recipe.optimizer)
         self.model, self.optimizer = accelerator.prepare(prepared.model, self.unwrapped_optimizer)
         self.scored_model.start()
+        if prepared.checkpoint is not None:
+            load_optimizer(prepared.checkpoint, self.unwrapped_model, self.unwrapped_optimizer)
         section = recipe.evaluation
         keep_last = max(section.keep_last, section.average_count if section.average == "last" else 0)
         keep_best = max(section.keep_best, section.average_count if section.average == "best" else 0)
@@ -148,15 +134,16 @@ class TrainingRun:
         self._restore(prepared.checkpoint)
 
     def _restore(self, checkpoint: Path | None) -> None:
-        """Optimizer and random states as `checkpoint` left them; new processes are seeded apart from each other."""
+        """Scaler and random numbers as `checkpoint` left them; new processes are seeded apart from each other."""
         rank = self.accelerator.process_index
         set_seed(self.recipe.seed + rank)
         if checkpoint is None:
             return
-        load_optimizer(checkpoint, self.unwrapped_model, self.unwrapped_optimizer)
         if self.accelerator.scaler is not None and self.state.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        if not restore_random_state(checkpoint, rank):
+        if self.random_state:
+            restore_random_state(self.random_state)
+        else:
             logger.warning("process %d is new since %s was saved; its random numbers start anew", rank, checkpoint)
 
     def train(self, stop_after: int | None = None) -> TrainingResult:
@@ -164,7 +151,7 @@ class TrainingRun:
         section, state = self.recipe.evaluation, self.state
         with self.reporter, self.stop_signal.listening():
             place = self.state.epoch, self.state.next_index
-            batches = iter(batch_loader(self.recipe, self.processor, self.splits.train, self.accelerator, *place))
+            batches = training_batches(self.recipe, self.processor, self.splits.train, self.accelerator, *place)
             self.model.train()
             self._agree(force=True)
             evaluated_at = state.elapsed_seconds
@@ -206,7 +193,9 @@ class TrainingRun:
         self.rate = learning_rate(schedule, self.recipe.optimizer.peak_learning_rate, state.step, used)
         set_learning_rate(self.optimizer, self.rate)
         hard_share = schedule.straight_through_fraction
-        self.unwrapped_model.config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
+        config = self.unwrapped_model.config
+        config.monotonic_straight_through = hard_share > 0 and used >= 1 - hard_share
+        config.head_regularizer_weight = self.penalty_weight * ramp(schedule.regularizer_ramp, used)
         for left in reversed(range(self.recipe.batching.accumulation_steps)):
             micro, tensors = next(batches)
             batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in tensors.items()}
@@ -336,7 +325,8 @@ class TrainingRun:
 
             def write(folder: Path) -> None:
                 self._write(folder, scored)
-                save_training_state(folder, self.state, optimizer, states, trained)
+                stateless = without_state(self.unwrapped_model, self.unwrapped_optimizer)
+                save_training_state(folder, self.state, optimizer, states, trained, stateless)
                 text = yaml.safe_dump(recipe_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
                 write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
 
@@ -347,6 +337,7 @@ class TrainingRun:
 
     def _write(self, folder: Path, model: Any) -> None:
         model.config.monotonic_straight_through = False  # a phase of training, not of the model
+        model.config.head_regularizer_weight = self.penalty_weight
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         self._write_card(folder, model, self.scores if self.scored_step == self.state.step else {})
@@ -356,7 +347,7 @@ class TrainingRun:
             write_text_atomically(folder / "README.md", self._card(self.card_template, model, scores))
 
     def _card(self, template: str, model: Any, scores: dict[str, Scores]) -> str:
-        name, facts = self.output.resolve().name, self.splits.facts()
+        name, facts = card_title(self.output), self.splits.facts()
         return model_card(template, name, self.recipe, model, self.state, scores, facts, self.analyses.newest)
 
     def _average(self) -> None:

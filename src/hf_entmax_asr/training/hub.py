@@ -5,7 +5,9 @@ from pathlib import Path
 import huggingface_hub
 
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training.checkpointing import STATE_FOLDER
+from hf_entmax_asr.training.training_state import STATE_FOLDER
+
+PLACE_OF_REPOSITORY = "THIS_REPOSITORY"  # in model_cards/template.md
 
 
 def check_hub_access() -> None:
@@ -30,7 +32,11 @@ def push_checkpoint(checkpoint: Path, repository: str, private: bool = False) ->
     api.upload_folder(
         repo_id=name,
         folder_path=checkpoint.resolve(),
-        ignore_patterns=[f"{STATE_FOLDER}/*"],
+        ignore_patterns=[f"{STATE_FOLDER}/*", "README.md"],
         commit_message=f"Upload {checkpoint.resolve().name}",
     )
+    card = checkpoint / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").replace(PLACE_OF_REPOSITORY, name)
+        api.upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=name)
     return f"https://huggingface.co/{name}"

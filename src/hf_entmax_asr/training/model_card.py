@@ -1,6 +1,8 @@
 """The model card of a run: a template filled with what the run knows, so that no figure in it is typed by hand."""
 
 import itertools
+import math
+import re
 import string
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,8 +15,10 @@ import yaml
 from hf_entmax_asr.analysis.document import AnalysisDocument
 from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.attention_section import attention_text
-from hf_entmax_asr.training.checkpointing import TrainingState
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
+from hf_entmax_asr.training.training_state import TrainingState
+
+_SAYS_NOTHING = ("run", "output", "best", "last", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,15 @@ def model_card(
     """
     settings = recipe_to_dict(recipe)
     settings["data"]["path"] = Path(recipe.data.path or "").name or None  # where it lies is nobody else's business
+    title = recipe.card.title or name
     values = {
-        "model_name": name,
+        "metadata": yaml.safe_dump(_metadata(title, recipe, scores), sort_keys=False, allow_unicode=True).strip(),
+        "licence": (
+            f"The weights are under the licence {recipe.card.license}."
+            if recipe.card.license
+            else "No licence of the data or of these weights was stated."
+        ),
+        "model_name": title,
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         "architecture": _architecture(model.config),
         "results": _results(scores, data.validation_utterances),
@@ -65,6 +76,56 @@ def model_card(
         return string.Template(template).substitute(values)
     except (KeyError, ValueError) as error:
         raise ValueError(f"the model card template has a placeholder that cannot be filled: {error}") from error
+
+
+def card_title(output: Path) -> str:
+    """A name for what is trained in a folder: its own, or that of the folder above where its own says nothing."""
+    folder = output.resolve()
+    return folder.parent.name if folder.name in _SAYS_NOTHING and folder.parent.name else folder.name
+
+
+def _metadata(title: str, recipe: Recipe, scores: dict[str, Scores]) -> dict[str, Any]:
+    """The card's head, as the Hub reads it."""
+    section, data = recipe.card, Path(recipe.data.path or "").name or "unknown"
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "automatic-speech-recognition",
+        "tags": ["automatic-speech-recognition", "entmax_asr", "sparse-attention", "monotonic-attention"],
+        "metrics": ["wer", "cer"],
+    }
+    if section.languages:
+        metadata["language"] = list(section.languages)
+    if section.license:
+        metadata["license"] = section.license
+    if section.datasets:
+        metadata["datasets"] = list(section.datasets)
+    if base := _base_model(recipe.start_from):
+        metadata["base_model"] = base
+    if scores:
+        name = section.datasets[0] if section.datasets else data
+        metrics = [
+            {"type": kind, "value": round(100 * counts.rate, 2), "name": f"{kind.upper()}, {decoding} decoding"}
+            for decoding, result in scores.items()
+            for kind, counts in (("wer", result.words), ("cer", result.characters))
+            if math.isfinite(counts.rate)
+        ]
+        task = {"type": "automatic-speech-recognition", "name": "Speech recognition"}
+        dataset = {"type": name, "name": data, "split": recipe.data.validation_split}
+        metadata["model-index"] = [{"name": title, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
+    return metadata
+
+
+def _base_model(start: str | None) -> str | None:
+    """The Hub's name of what the training started from: the repository itself, or what the folder's own card names."""
+    if start is None or not Path(start).is_dir():
+        return start
+    head = re.match(r"---\n(.*?)\n---", _text_of(Path(start) / "README.md"), re.DOTALL)
+    named = re.search(r"^base_model: *(\S+/\S+)$", head[1], re.MULTILINE) if head else None
+    return named[1] if named else None
+
+
+def _text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _architecture(config: Any) -> str:

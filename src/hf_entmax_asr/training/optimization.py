@@ -94,6 +94,14 @@ def learning_rate(schedule: ScheduleSection, peak: float, step: int, used: float
     return rate
 
 
+def ramp(shares: tuple[float, float], used: float) -> float:
+    """0 until the first of two shares of the budget, 1 from the second on, linear between them."""
+    begin, end = shares
+    if used >= end:
+        return 1.0
+    return 0.0 if used <= begin else (used - begin) / (end - begin)
+
+
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     """Give every parameter group its learning rate: `rate`, times the group's own factor where it has one."""
     for group in optimizer.param_groups:

@@ -14,6 +14,8 @@ from datasets import concatenate_datasets
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
+from hf_entmax_asr.analysis.phonemes import LabelError, read_ctm
+from hf_entmax_asr.analysis.word_alignment import label_ends
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import CORPORA, read_corpus
@@ -26,21 +28,26 @@ from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recognise
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
 from hf_entmax_asr.tokenization import train_tokenizer
 from hf_entmax_asr.training.batch_loader import noise_files
-from hf_entmax_asr.training.checkpointing import STATE_FOLDER, CheckpointStore, TrainingState, read_training_state
+from hf_entmax_asr.training.checkpointing import CheckpointStore
 from hf_entmax_asr.training.data_checks import usable_utterances
+from hf_entmax_asr.training.memory import check_memory
 from hf_entmax_asr.training.model_card import DataFacts
+from hf_entmax_asr.training.new_tokenizer import with_tokenizer
 from hf_entmax_asr.training.recipe import (
     Recipe,
     RecipeError,
+    TokenizerSection,
     load_recipe,
     model_settings,
     recipe_differences,
     recipe_to_dict,
 )
+from hf_entmax_asr.training.training_state import STATE_FOLDER, TrainingState, read_training_state
 
 logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.yaml"
+DENSER_THAN_TRAINING = 1.5  # tokens a second that a text may have, over the most in training
 _CMVN_UTTERANCES = 2000  # enough for global statistics: they settle after minutes of speech
 
 
@@ -82,7 +89,9 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         rows = load_rows(recipe)
     if checkpoint is None and recipe.start_from is not None:
         model, processor = load_start(recipe)
+        model, processor = _for_tokenizer(recipe, rows, model, processor)
         splits = prepare_splits(recipe, rows, processor, model.config)
+        _widen_token_limit(model.config, splits.train)
         return Prepared(model, processor, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
     if checkpoint is None:
         processor = _build_once(recipe, rows, output, accelerator)
@@ -92,6 +101,8 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         state = TrainingState(data_fingerprint=splits.train.fingerprint())
         return Prepared(model, processor, splits, state, None)
     state = read_training_state(checkpoint)
+    if CheckpointStore(output).path(state.step) != checkpoint:
+        raise CheckpointError(f"{checkpoint} holds the training state of step {state.step}: it was put together of two")
     model, processor = load_recogniser(checkpoint, "cpu")
     splits = prepare_splits(recipe, rows, processor, model.config)
     if splits.train.fingerprint() != state.data_fingerprint:
@@ -104,7 +115,11 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
 
 def _open_output(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator) -> Path | None:
     """The checkpoint to resume from, or None for a new run, whose recipe.yaml is then written."""
-    checkpoint = CheckpointStore(output).last()
+    store = CheckpointStore(output)
+    if accelerator.is_main_process:
+        store.recover()
+    accelerator.wait_for_everyone()
+    checkpoint = store.last()
     accelerator.wait_for_everyone()  # nobody writes before all have looked
     if not resume:
         if checkpoint is not None:
@@ -117,7 +132,12 @@ def _open_output(recipe: Recipe, output: Path, resume: bool, accelerator: Accele
         return None
     if checkpoint is None:
         raise CheckpointError(f"there is no checkpoint to resume in {output / 'checkpoints'}")
-    for key, (old, new) in recipe_differences(load_recipe(checkpoint / STATE_FOLDER / RECIPE), recipe).items():
+    file = checkpoint / STATE_FOLDER / RECIPE
+    try:
+        before = load_recipe(file)
+    except RecipeError as error:
+        raise CheckpointError(f"{file} does not tell how {checkpoint} was trained: {error}") from error
+    for key, (old, new) in recipe_differences(before, recipe).items():
         if key.split(".")[0] in ("model", "tokenizer", "features"):
             raise CheckpointError(f"{key} was {old!r} and is now {new!r}: a resumed run keeps its model and features")
         logger.warning("resuming with %s = %r, which was %r", key, new, old)
@@ -175,24 +195,43 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
         rate = extractor.sampling_rate
         sample = evenly_spaced(len(rows["train"]), _CMVN_UTTERANCES)
         extractor.fit_global_cmvn((read_audio(rows["train"][i]["audio"], rate) for i in sample), sampling_rate=rate)
-    section, texts = recipe.tokenizer, list(rows["train"]["text"])
-    tokenizer: Any
     if prepared is not None:
-        tokenizer = prepared.tokenizer
+        tokenizer: Any = prepared.tokenizer
         _check_tokenizer(tokenizer, str(recipe.data.prepared))
-    elif section.path is not None:
+    else:
+        tokenizer = _tokenizer(recipe.tokenizer, list(rows["train"]["text"]))
+    return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+
+
+def _for_tokenizer(
+    recipe: Recipe, rows: dict[str, Any], model: EntmaxAsrForConditionalGeneration, processor: EntmaxAsrProcessor
+) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
+    """The checkpoint that the recipe starts from, with the tokenizer that the recipe asks for, if it asks for one."""
+    section = recipe.tokenizer
+    if section.path is None and not section.train_anew:
+        return model, processor
+    try:
+        tokenizer = _tokenizer(section, list(rows["train"]["text"]))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the tokenizer cannot be prepared: {error}") from error
+    model = with_tokenizer(model, processor.tokenizer, tokenizer)
+    return model, EntmaxAsrProcessor(feature_extractor=processor.feature_extractor, tokenizer=tokenizer)
+
+
+def _tokenizer(section: TokenizerSection, texts: list[str]) -> Any:
+    """The tokenizer at `path`, or one that is trained on the texts."""
+    if section.path is not None:
         tokenizer = AutoTokenizer.from_pretrained(section.path)
         _check_tokenizer(tokenizer, section.path)
-    else:
-        tokenizer = train_tokenizer(
-            section.kind,
-            texts,
-            vocab_size=section.vocab_size,
-            word_boundary=section.word_boundary,
-            nfkc=section.nfkc,
-            symbols=section.symbols,
-        )
-    return EntmaxAsrProcessor(feature_extractor=extractor, tokenizer=tokenizer)
+        return tokenizer
+    return train_tokenizer(
+        section.kind,
+        texts,
+        vocab_size=section.vocab_size,
+        word_boundary=section.word_boundary,
+        nfkc=section.nfkc,
+        symbols=section.symbols,
+    )
 
 
 def _prepared(folder: str) -> EntmaxAsrProcessor:
@@ -228,6 +267,8 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
     prepared: dict[str, Utterances] = {}
     for role, split in rows.items():
         utterances = prepare_split(split, processor, recipe.data.lower_case)
+        if role == "train" and recipe.data.word_times is not None:
+            add_word_times(utterances, recipe.data.word_times, processor.tokenizer)
         positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
         utterances = usable_utterances(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
@@ -260,6 +301,33 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
     return Splits(prepared["train"], prepared.get("validation"), processor.feature_extractor.seconds_per_frame)
 
 
+def add_word_times(utterances: Utterances, path: str, tokenizer: Any) -> None:
+    """Give the labels of a split the times of its words, which a CTM file holds.
+
+    Raises:
+        DataError: the file cannot be read, or has no utterance of the split with the words of its text.
+    """
+    try:
+        words = read_ctm(path)
+    except (OSError, LabelError) as error:
+        raise DataError(f"data.word_times: {error}") from error
+    ends, found = [], 0
+    for name, text, labels in zip(utterances.ids, utterances.texts, utterances.labels, strict=True):
+        times = None
+        if name in words:
+            offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            times = label_ends(text, offsets, words[name])
+        found += times is not None
+        ends.append(times or [math.nan] * len(labels))
+    if not found:
+        raise DataError(
+            f"data.word_times: {path} has no utterance of the training split with the words of its text; "
+            f"its first utterance is {next(iter(words))!r}, that of the split is {utterances.ids[0]!r}"
+        )
+    logger.info("%s has the word times of %d of %d utterances", path, found, len(utterances))
+    utterances.ends = ends
+
+
 def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:
     """The model's configuration; an `energy_bias_init` of "auto" stays at its default until the data is known."""
     tokenizer = processor.tokenizer
@@ -274,12 +342,26 @@ def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConf
     )
 
 
+def _widen_token_limit(config: EntmaxAsrConfig, train: Utterances) -> None:
+    """Let texts of a model that was trained before be as dense as those that it is now trained on, and some more."""
+    widened = DENSER_THAN_TRAINING * _densest(config, train)
+    config.max_tokens_per_position = max(config.max_tokens_per_position, widened)
+
+
+def _densest(config: EntmaxAsrConfig, train: Utterances) -> float:
+    """The most tokens for each encoder position that a text has."""
+    return round(float((train.tokens / config.positions_of(train.frames)).max()), 4)
+
+
 def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> EntmaxAsrForConditionalGeneration:
     """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
+    if "max_tokens_per_position" not in recipe.model:
+        config.max_tokens_per_position = DENSER_THAN_TRAINING * _densest(config, train)
     if recipe.model.get("energy_bias_init") == "auto":
         positions = config.positions_of(train.frames).sum() / train.tokens.sum()
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
+    check_memory(config)
     return EntmaxAsrForConditionalGeneration(config)
 
 
@@ -288,15 +370,13 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, Entma
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        RecipeError: weights of another size, other features or another tokenizer are asked for.
+        RecipeError: weights of another size or other features are asked for.
     """
     start = str(recipe.start_from)
     model, processor = load_recogniser(start, "cpu")
-    if recipe.tokenizer.path is not None:
-        raise RecipeError(f"tokenizer.path and start_from ({start}) both name a tokenizer; set one of them")
     for key, value in recipe.features.items():
-        if key == "min_seconds":  # how long recordings are, not what their frames hold
-            processor.feature_extractor.min_seconds = value
+        if key in ("min_seconds", "maximum"):  # how long recordings are, and by which maximum Whisper's are scaled
+            setattr(processor.feature_extractor, key, value)
         elif value != (theirs := getattr(processor.feature_extractor, key, None)):
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
     changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}

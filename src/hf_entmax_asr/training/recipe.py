@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
-from hf_entmax_asr.training.typed_yaml import RecipeError, build, read_tree, unknown_key
+from hf_entmax_asr.training.typed_yaml import RecipeError, build, check_finite, read_tree, unknown_key
 
 
 @dataclass
@@ -30,6 +30,7 @@ class TokenizerSection:
     nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
     symbols: tuple[str, ...] = ()  # characters only: strings that are one token each, such as marks of noises
     path: str | None = None
+    train_anew: bool = False  # with start_from: train one on the texts, in place of the checkpoint's
 
 
 @dataclass
@@ -47,6 +48,7 @@ class DataSection:
     min_duration: float = 0.1  # seconds
     max_duration: float = 30.0  # seconds; one very long clip in a batch costs more than it teaches
     max_unknown_share: float = 0.01  # share of <unk> among a split's tokens above which the data is refused
+    word_times: str | None = None  # a CTM file with the words of the training split, for head_regularizer "reference"
     lower_case: bool = False  # of all texts, which a tokenizer of written text spells with fewer pieces
     bad_utterances: Literal["refuse", "drop"] = "refuse"
     feature_cache_megabytes: int = 2048  # per process; a larger corpus is read from disk in every epoch
@@ -82,11 +84,15 @@ class AugmentationSection:
     noise_share: float = 0.0  # share of the utterances that get noise
     noise_snr_db: tuple[float, float] = (10.0, 30.0)  # speech over noise, uniform between these
     noise_path: str | None = None  # a folder of noise recordings; null: white noise
+    silence_share: float = 0.0  # share that gets zeros or faint noise before, behind or in its quietest place
+    silence_seconds: float = 2.0  # the longest such silence
+    no_speech_share: float = 0.0  # share that becomes silence, noise or hum alone, with an empty text
 
     @property
     def changes_waveforms(self) -> bool:
         """Whether features must be computed anew in every epoch."""
-        return self.speeds != (1.0,) or self.volume_db > 0 or self.noise_share > 0
+        shares = (self.noise_share, self.silence_share, self.no_speech_share)
+        return self.speeds != (1.0,) or self.volume_db > 0 or max(shares) > 0
 
 
 @dataclass
@@ -117,6 +123,7 @@ class ScheduleSection:
     cooldown_fraction: float = 0.0  # the last share of the budget, in which the rate falls linearly
     cooldown_floor: float = 0.05  # ... to this share of what it would be
     straight_through_fraction: float = 0.0  # the last share, which trains the hard path (monotonic models)
+    regularizer_ramp: tuple[float, float] = (0.0, 0.0)  # shares between which the head penalty's weight rises from 0
 
 
 @dataclass
@@ -146,6 +153,16 @@ class EvaluationSection:
 
 
 @dataclass
+class CardSection:
+    """What the model card says that no run can know."""
+
+    title: str | None = None  # null: the name of the run's folder, or of the one above where that is "run"
+    languages: tuple[str, ...] = ()  # codes, as "en"
+    license: str | None = None  # of the weights, as "apache-2.0"
+    datasets: tuple[str, ...] = ()  # names on the Hub
+
+
+@dataclass
 class Recipe:
     """A whole experiment. `model` holds keys of EntmaxAsrConfig, `features` those of EntmaxAsrFeatureExtractor.
 
@@ -163,6 +180,7 @@ class Recipe:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    card: CardSection = field(default_factory=CardSection)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -200,6 +218,7 @@ def load_recipe(path: str | os.PathLike, overrides: typing.Sequence[str] = ()) -
 
 def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
     """Build a Recipe from nested plain data; refuses unknown keys with the nearest known name."""
+    check_finite(tree)
     recipe: Recipe = build(Recipe, tree, "")
     _check_free_section("model", recipe.model, _model_keys())
     _check_free_section("features", recipe.features, _feature_keys())
@@ -263,43 +282,46 @@ def _check_free_section(section: str, values: dict[str, Any], known: set[str]) -
             raise RecipeError(unknown_key(f"{section}.{key}", key, known - _DECIDED_BY_THE_RUN[section].keys()))
 
 
-# (key, lowest value, highest value); None where there is no bound.
-_RANGES: tuple[tuple[str, float | None, float | None], ...] = (
-    ("tokenizer.vocab_size", 8, None),
-    ("data.min_duration", 0, None),
+# (key, lowest value, highest value), the highest beyond what anybody can mean.
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("tokenizer.vocab_size", 8, 1_000_000),
+    ("data.min_duration", 0, 86_400),
     ("data.max_unknown_share", 0, 1),
-    ("data.feature_cache_megabytes", 0, None),
-    ("batching.frames_per_batch", 100, None),
-    ("batching.max_utterances", 1, None),
-    ("batching.shuffle_window", 1, None),
-    ("batching.short_first_epochs", 0, None),
-    ("batching.accumulation_steps", 1, None),
-    ("batching.num_workers", 0, None),
-    ("augmentation.frequency_masks", 0, None),
-    ("augmentation.frequency_mask_bins", 0, None),
-    ("augmentation.time_masks", 0, None),
-    ("augmentation.time_mask_frames", 0, None),
+    ("data.feature_cache_megabytes", 0, 10_000_000),
+    ("batching.frames_per_batch", 100, 10_000_000),
+    ("batching.max_utterances", 1, 100_000),
+    ("batching.shuffle_window", 1, 100_000),
+    ("batching.short_first_epochs", 0, 1_000_000),
+    ("batching.accumulation_steps", 1, 10_000),
+    ("batching.num_workers", 0, 256),
+    ("augmentation.frequency_masks", 0, 100),
+    ("augmentation.frequency_mask_bins", 0, 10_000),
+    ("augmentation.time_masks", 0, 1_000),
+    ("augmentation.time_mask_frames", 0, 1_000_000),
     ("augmentation.time_mask_share", 0, 1),
     ("augmentation.volume_db", 0, 40),
     ("augmentation.noise_share", 0, 1),
-    ("optimizer.weight_decay", 0, None),
+    ("augmentation.silence_share", 0, 1),
+    ("augmentation.silence_seconds", 0, 60),
+    ("augmentation.no_speech_share", 0, 0.5),
+    ("optimizer.weight_decay", 0, 100),
     ("optimizer.ema_decay", 0, 0.999999),
-    ("schedule.warmup_steps", 1, None),
-    ("schedule.max_steps", 1, None),
+    ("schedule.warmup_steps", 1, 1_000_000_000),
+    ("schedule.max_steps", 1, 1_000_000_000),
     ("schedule.cooldown_fraction", 0, 1),
     ("schedule.cooldown_floor", 0, 1),
     ("schedule.straight_through_fraction", 0, 1),
-    ("evaluation.log_every_steps", 1, None),
-    ("evaluation.every_steps", 1, None),
-    ("evaluation.save_every_steps", 1, None),
-    ("evaluation.num_beams", 1, None),
-    ("evaluation.frames_per_batch", 100, None),
-    ("evaluation.max_utterances", 1, None),
-    ("evaluation.keep_last", 1, None),
-    ("evaluation.keep_best", 0, None),
-    ("evaluation.average_count", 2, None),
-    ("evaluation.analyze_every_steps", 1, None),
-    ("evaluation.analyze_utterances", 1, None),
+    ("evaluation.log_every_steps", 1, 1_000_000_000),
+    ("evaluation.every_steps", 1, 1_000_000_000),
+    ("evaluation.save_every_steps", 1, 1_000_000_000),
+    ("evaluation.num_beams", 1, 1_000),
+    ("evaluation.frames_per_batch", 100, 10_000_000),
+    ("evaluation.max_utterances", 1, 1_000_000_000),
+    ("evaluation.keep_last", 1, 100_000),
+    ("evaluation.keep_best", 0, 100_000),
+    ("evaluation.average_count", 2, 100_000),
+    ("evaluation.analyze_every_steps", 1, 1_000_000_000),
+    ("evaluation.analyze_utterances", 1, 100_000),
 )
 _POSITIVE = (
     "optimizer.peak_learning_rate",
@@ -310,17 +332,19 @@ _POSITIVE = (
     "evaluation.every_minutes",
 )
 
+_LARGEST_POSITIVE = 10_000_000
+
 
 def _check_values(recipe: Recipe) -> None:
     flat = _flatten(dataclasses.asdict(recipe))
     for key, low, high in _RANGES:
         value = flat[key]
-        if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
-            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        if value is not None and not low <= value <= high:
+            bounds = f"between {low} and {high}" if high <= 1 else f"at least {low} and at most {high:,}"
             raise RecipeError(f"{key} is {value}; it must be {bounds}")
     for key in _POSITIVE:
-        if flat[key] is not None and flat[key] <= 0:
-            raise RecipeError(f"{key} is {flat[key]}; it must be above 0")
+        if flat[key] is not None and not 0 < flat[key] <= _LARGEST_POSITIVE:
+            raise RecipeError(f"{key} is {flat[key]}; it must be above 0 and at most {_LARGEST_POSITIVE:,}")
     if recipe.schedule.max_steps is None and recipe.schedule.max_minutes is None:
         raise RecipeError("the recipe has no end: set schedule.max_steps or schedule.max_minutes")
     if recipe.data.corpus not in CORPORA:
@@ -339,6 +363,15 @@ def _check_values(recipe: Recipe) -> None:
             "null: there is nothing to analyse. Name a split, or set evaluation.analyze_every_steps to null"
         )
     _check_augmentation(recipe)
+    begin, end = recipe.schedule.regularizer_ramp
+    if not 0 <= begin <= end <= 1:
+        raise RecipeError(f"schedule.regularizer_ramp is {[begin, end]}; it must be two shares of the budget, in order")
+    by_reference = recipe.model.get("head_regularizer") == "reference"
+    if by_reference != (recipe.data.word_times is not None):
+        raise RecipeError(
+            f"model.head_regularizer is {recipe.model.get('head_regularizer')!r} and data.word_times is "
+            f"{recipe.data.word_times!r}: set both ('reference' and a CTM file of scripts/align.py), or neither"
+        )
     if not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
         raise RecipeError(f"optimizer.betas are {list(recipe.optimizer.betas)}; each must be in [0, 1)")
 
@@ -349,7 +382,7 @@ def _check_augmentation(recipe: Recipe) -> None:
         raise RecipeError(f"augmentation.speeds is {list(section.speeds)}; give one or more, each between 0.5 and 2")
     if section.noise_snr_db[0] > section.noise_snr_db[1]:
         raise RecipeError(f"augmentation.noise_snr_db is {list(section.noise_snr_db)}; the lower bound comes first")
-    if section.noise_path is not None and section.noise_share == 0:
+    if section.noise_path is not None and section.noise_share == section.no_speech_share == 0:
         raise RecipeError("augmentation.noise_path is set and augmentation.noise_share is 0: no utterance gets noise")
     if section.volume_db > 0 and recipe.features.get("cmvn", "utterance") == "utterance":
         raise RecipeError(

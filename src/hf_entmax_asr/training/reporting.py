@@ -12,6 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.metrics import Scores
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +110,27 @@ class Reporter:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a history.jsonl, in order; a last line cut off by a crash is left out."""
+    """The records of a history.jsonl, in order; a last line cut off by a crash is left out.
+
+    Raises:
+        CheckpointError: another line is damaged.
+    """
+    if not path.is_file():
+        return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            if type(record["step"]) is not int:
+                raise TypeError
+            records.append(record)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number < len(lines):
+                raise CheckpointError(
+                    f"{path}, line {number}: not a JSON object with a step. Remove the line, or the file, which only "
+                    "pictures of the training need"
+                ) from None
     return records
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -10,20 +11,44 @@ from typing import Any, Literal, Union
 
 import yaml
 
+from hf_entmax_asr.error_messages import described
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the key, the value and the fix."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number."""
+    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number. A key that is there twice, of which
+    YAML takes the last without a word, is refused, and so are references (*name), of which a few lines can make
+    billions of values."""
 
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1}: references (*name) are not taken; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+LARGEST_RECIPE = 2**20  # bytes
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+
+# Numbers and dates that are none, bytes that are not UTF-8 and mappings as keys raise other errors than YAML's own.
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 
 def read_tree(file: Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
@@ -35,8 +60,14 @@ def read_tree(file: Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any
     if not file.is_file():
         raise RecipeError(f"there is no recipe at {file}; scripts/recipes/ has some to start from")
     try:
+        if file.stat().st_size > LARGEST_RECIPE:
+            raise RecipeError(f"{file} has {file.stat().st_size:,} bytes; a recipe has at most {LARGEST_RECIPE:,}")
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
+    except RecipeError:
+        raise
+    except OSError as error:
+        raise RecipeError(described(error)) from error
+    except _NOT_YAML as error:
         raise RecipeError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{file} must hold a mapping of sections, not a {type(tree).__name__}")
@@ -51,7 +82,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set takes section.key=value, got {override!r}")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
     *sections, leaf = key.strip().split(".")
     for section in sections:
@@ -73,6 +104,15 @@ def build(cls: Any, tree: Any, where: str) -> Any:
             raise RecipeError(unknown_key(f"{where}.{key}" if where else str(key), str(key), hints))
     values = {key: _typed(value, hints[key], f"{where}.{key}" if where else key) for key, value in tree.items()}
     return cls(**values)
+
+
+def check_finite(tree: Any, where: str = "a recipe") -> None:
+    """RecipeError for a number that is infinite or none, at any depth: comparisons with limits would let it pass."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise RecipeError(f"{where} is {tree}; it must be a finite number")
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, value in items:
+        check_finite(value, str(key) if where == "a recipe" else f"{where}.{key}")
 
 
 def unknown_key(path: str, key: str, known: typing.Iterable[str]) -> str:

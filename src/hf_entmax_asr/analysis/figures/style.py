@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_entmax_asr.atomic_files import atomic_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -38,13 +40,8 @@ def save_png(figure: "Figure", path: str | Path, dots_per_inch: int = 150) -> Pa
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path.name} must end in .png.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=dots_per_inch)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=dots_per_inch)
     return path
 
 

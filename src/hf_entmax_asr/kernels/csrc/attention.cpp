@@ -1,6 +1,7 @@
 // α-entmax attention, transform(Q Kᵀ · scale + bias) V, a block of rows at a time: forward. Where few weights are left,
 // V is summed over those alone, and they are kept for the backward as long as there is room.
 #include "attention.h"
+#include "entmax_group.h"
 
 // Above this density a block of rows takes the dense product with V.
 constexpr float DENSE_ABOVE = 0.5f;
@@ -10,6 +11,21 @@ constexpr float DENSE_ABOVE = 0.5f;
 template <Kind K>
 static int64_t weigh_block(const Head& head, Workspace& w, int rows, int columns, float* stats, int* counts) {
   int64_t total = 0;
+  if (K == GENERAL && head.eps < 0.5f) {
+    for (int first = 0; first < rows; first += W) {
+      Group g = {};
+      g.rows = rows - first < W ? rows - first : W;
+      g.width = columns;
+      for (int r = 0; r < g.rows; r++) g.scores[r] = w.scores.row(first + r), g.places[r] = w.places_of(first + r);
+      weigh_group(g, head.eps, w.spare);
+      for (int r = 0; r < g.rows; r++) {
+        counts[first + r] = g.counts[r];
+        total += g.length(r);
+        if (stats) stats[2 * (first + r)] = g.top[r], stats[2 * (first + r) + 1] = g.t[r];
+      }
+    }
+    return total;
+  }
   for (int r = 0; r < rows; r++) {
     float* z = w.scores.row(r);
     Support found = find_support<K>(z, columns, head.eps, w.packed, w.index);
@@ -51,18 +67,23 @@ static int64_t pack_rows(Workspace& w, int rows, int columns, int* counts) {
   return total;
 }
 
-// Keeps the packed rows of a block for the backward, if there is room for them.
-static void keep_rows(const Problem& p, const Workspace& w, int64_t first_row, int rows, const int* counts,
-                      int64_t total, bool wanted) {
+// Keeps the weights of a block for the backward, if there is room for them: packed ones with their places, else whole rows
+// of `columns`.
+static void keep_rows(const Problem& p, const Workspace& w, int64_t first_row, int rows, int columns, const int* counts,
+                      int64_t total, bool dense) {
+  if (dense) total = (int64_t)rows * columns;
+  const bool wanted = dense || total <= DENSE_BACKWARD_ABOVE * rows * columns;
   int64_t at = wanted ? __atomic_fetch_add(p.kept_used, total, __ATOMIC_RELAXED) : 0;
   const bool fits = wanted && at + total <= p.capacity;
   for (int r = 0; r < rows; r++) {
-    p.kept_count[first_row + r] = fits ? counts[r] : -1;
+    const int count = dense ? columns : counts[r];
+    p.kept_count[first_row + r] = !fits ? -1 : dense ? -2 : count;
     p.kept_at[first_row + r] = at;
     if (!fits) continue;
-    memcpy(p.kept_weights + at, w.scores.row(r), counts[r] * sizeof(float));
-    for (int c = 0; c < counts[r]; c++) p.kept_places[at + c] = (uint16_t)w.places_of(r)[c];
-    at += counts[r];
+    memcpy(p.kept_weights + at, w.scores.row(r), count * sizeof(float));
+    if (!dense)
+      for (int c = 0; c < count; c++) p.kept_places[at + c] = (uint16_t)w.places_of(r)[c];
+    at += count;
   }
 }
 
@@ -82,14 +103,13 @@ static void attend_block(const Head& head, Workspace& w, const Block& sums, int 
   const bool dense = total > DENSE_ABOVE * rows * columns && rows >= TILE_ROWS;
   if (dense) {
     unpack_rows(w, rows, columns, counts);
-    if (p.stats)
-      for (int r = 0; r < rows; r++) p.kept_count[first_row + r] = -1;
+    if (p.stats) keep_rows(p, w, first_row, rows, columns, counts, total, true);
     if (p.dropout > 0)
       for (int r = 0; r < rows; r++) dropout.apply(first_row + r, nullptr, columns, w.scores.row(r));
     multiply(rows, w.value_width, end, w.scores.data, w.stride, 1, w.values, sums, false);
   } else {
     total = pack_rows(w, rows, columns, counts);
-    if (p.stats) keep_rows(p, w, first_row, rows, counts, total, total <= DENSE_BACKWARD_ABOVE * rows * columns);
+    if (p.stats) keep_rows(p, w, first_row, rows, columns, counts, total, false);
     for (int r = 0; r < rows; r++) {
       float *weights = w.scores.row(r), *to = sums.row(r);
       if (p.dropout > 0) dropout.apply(first_row + r, w.places_of(r), counts[r], weights);

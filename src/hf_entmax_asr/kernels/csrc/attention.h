@@ -11,6 +11,8 @@ typedef uint32_t U __attribute__((vector_size(4 * W), may_alias));
 // last axis of query, key, value, their gradients and the output are 1. Pointers that do not apply are null.
 struct Problem {
   int32_t batch, heads, queries, keys, width, value_width, causal, chunks;
+  // A query reads its own block of so many keys and so many blocks before it; 0 and −1: no such limit.
+  int32_t chunk_size, left_chunks;
   float scale, dropout;
   uint64_t seed;
   const float *query, *key, *value;
@@ -22,7 +24,8 @@ struct Problem {
   const float* bias;
   int64_t bias_stride[4];
 
-  // Of each row, for the backward: max z and t (B, H, T, 2); where its weights are kept, and how many (−1: not kept).
+  // Of each row, for the backward: max z and t (B, H, T, 2); where its weights are kept, and how many (−1: not kept,
+  // −2: all of them, without places).
   float* stats;
   int64_t* kept_at;
   int32_t* kept_count;
@@ -44,7 +47,7 @@ struct Problem {
   int64_t row(int b, int h, int i) const { return ((int64_t)b * heads + h) * queries + i; }
 };
 
-// Above this density a block of rows takes the dense products in the backward, and its weights are not kept.
+// Above this density a block of rows takes the dense products in the backward.
 constexpr float DENSE_BACKWARD_ABOVE = 0.45f;
 
 constexpr int64_t BLOCK_FLOATS = 1 << 16;  // of scores at a time: 256 KiB
@@ -125,7 +128,18 @@ struct Head {
     while (end > known && !mask[(end - 1) * p.allowed_stride[3]]) end--;
     return end > known ? end : known;
   }
-  int limit_of_row(int i) const { return p.causal && i + 1 < limit ? i + 1 : limit; }
+  // The keys that row i may read begin here, and end there.
+  int start_of_row(int i) const {
+    const int before = p.chunk_size && p.left_chunks >= 0 ? i / p.chunk_size - p.left_chunks : 0;
+    return before > 0 ? before * p.chunk_size : 0;
+  }
+  int limit_of_row(int i) const {
+    int end = limit;
+    if (p.causal && i + 1 < end) end = i + 1;
+    if (p.chunk_size && end > p.chunk_size && (i / p.chunk_size + 1) * p.chunk_size < end)
+      end = (i / p.chunk_size + 1) * p.chunk_size;
+    return end;
+  }
   int limit_of_block(int first, int rows) const {
     int end = limit_of_row(first + rows - 1);
     if (!holes || p.allowed_stride[2] == 0) return end;
@@ -175,6 +189,7 @@ struct Head {
           for (int j = 0; j < own; j++) z[j] = mask[j * step] ? z[j] : -INF;
       }
       for (int j = own; j < columns; j++) z[j] = -INF;
+      for (int j = 0, start = start_of_row(i); j < start && j < columns; j++) z[j] = -INF;
     }
     return columns;
   }

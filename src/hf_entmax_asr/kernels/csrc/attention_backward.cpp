@@ -164,9 +164,16 @@ static void backward_block(const Head& head, BackwardSpace& w, int first, int ro
     }
     return;
   }
+  const int end = head.limit_of_block(first, rows);
+  if (p.kept_count[first_row] == -2) {
+    const int columns = (int)rounded_up(end, W);
+    for (int r = 0; r < rows; r++)
+      memcpy(w.scores.row(r), p.kept_weights + p.kept_at[first_row + r], columns * sizeof(float));
+    return dense_rows<K>(head, w, first, rows, columns, end);
+  }
   if (!w.has_turned) pack_transposed(w.keys, head.limit, p.width, w.turned);
   w.has_turned = true;
-  const int end = head.limit_of_block(first, rows), columns = head.bring_scores(w, first, rows, end);
+  const int columns = head.bring_scores(w, first, rows, end);
   int64_t total = 0;
   for (int r = 0; r < rows; r++) {
     const float* stats = p.stats + 2 * (first_row + r);

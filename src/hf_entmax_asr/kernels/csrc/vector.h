@@ -66,6 +66,10 @@ INLINE void store_part(float* p, int count, V v) {
 INLINE float sum(V v) {
 #if defined(VECTOR_AVX512)
   return _mm512_reduce_add_ps((__m512)v);
+#elif defined(VECTOR_AVX2)
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 #else
   float lane[W];
   store(lane, v);
@@ -78,6 +82,10 @@ INLINE float sum(V v) {
 INLINE float largest(V v) {
 #if defined(VECTOR_AVX512)
   return _mm512_reduce_max_ps((__m512)v);
+#elif defined(VECTOR_AVX2)
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 #else
   float lane[W];
   store(lane, v);

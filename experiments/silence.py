@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""What silence, pauses and noise around speech do to a recogniser, and what it makes of audio without speech.
+
+    python -m experiments.silence runs/mine/best my_corpus --split test --utterances 100
+
+Prints the word error rate of the utterances as they are and with zeros or faint noise before, within (at their quietest
+place) and behind them; and how many clips of zeros, noise and hum alone get a text at all, which none should.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.augmentation import quietest_place
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.evenly_spaced import evenly_spaced
+from hf_entmax_asr.metrics import error_counts
+from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, recognise
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
+from hf_entmax_asr.recognition.utterances import read_split
+
+Change = Callable[[np.ndarray], np.ndarray]
+SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
+FAINT = {"zeros": 0.0, "noise of one bit": 1 / 32768, "noise at -60 dB": 1e-3}  # amplitudes, of full scale
+ALONE_SECONDS = (1, 5, 30)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--utterances", type=int, default=100, help="evenly spaced over the split (default: 100)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="lengths of the silences")
+    parser.add_argument("--lower-case", action="store_true", help="compare the texts in lower case")
+    return parser.parse_args()
+
+
+def with_silence(silence: np.ndarray, where: str, window: int, waveform: np.ndarray) -> np.ndarray:
+    """A waveform (samples,) with silence before it, behind it, or in its quietest `window` samples."""
+    place = {"before": 0, "within": quietest_place(waveform, window), "behind": len(waveform)}[where]
+    return np.concatenate([waveform[:place], silence, waveform[place:]])
+
+
+def silences(seconds: float, rate: int) -> dict[str, Change]:
+    """Changes of a waveform (samples,), by what they add and where."""
+    changes: dict[str, Change] = {}
+    for name, amplitude in FAINT.items():
+        noise = np.random.default_rng(0).standard_normal(round(seconds * rate))
+        silence = (amplitude * noise).astype(np.float32)
+        for where in ("before", "within", "behind"):
+            changes[f"{seconds:g} s of {name} {where}"] = partial(with_silence, silence, where, rate // 20)
+    return changes
+
+
+def without_speech(rate: int) -> dict[str, np.ndarray]:
+    """Clips in which nobody speaks, by name."""
+    clips: dict[str, np.ndarray] = {}
+    for seconds in ALONE_SECONDS:
+        count = seconds * rate
+        noise = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+        hum = np.sin(2 * np.pi * 50 * np.arange(count) / rate).astype(np.float32)
+        clips[f"{seconds} s of zeros"] = np.zeros(count, np.float32)
+        clips[f"{seconds} s of noise of one bit"] = noise / 32768
+        clips[f"{seconds} s of noise at -30 dB"] = noise * 10 ** (-30 / 20)
+        clips[f"{seconds} s of hum"] = 0.1 * hum
+    return clips
+
+
+def texts_of(model: Any, processor: Any, waveforms: list[np.ndarray]) -> list[str]:
+    collate, extractor = SpeechSeq2SeqCollator(processor), processor.feature_extractor
+    frames = [extractor.num_frames(len(waveform)) for waveform in waveforms]
+    return recognise(
+        model, processor.tokenizer, frames, lambda indices: collate([{"audio": waveforms[i]} for i in indices])
+    )
+
+
+@reports_errors("silence.py")
+def main() -> int:
+    arguments = parse()
+    model, processor = load_recogniser(arguments.checkpoint)
+    rate = processor.feature_extractor.sampling_rate
+    rows = read_split(arguments.data, arguments.split)
+    rows = rows.select(evenly_spaced(len(rows), arguments.utterances))
+    waveforms = [read_audio(item, rate) for item in rows["audio"]]
+    fold: Callable[[str], str] = str.lower if arguments.lower_case else str
+    references = [fold(text) for text in rows["text"]]
+
+    def rate_of(change: Change) -> float:
+        heard = texts_of(model, processor, [change(waveform) for waveform in waveforms])
+        return 100 * error_counts(references, [fold(text) for text in heard]).rate
+
+    print(f"{arguments.checkpoint}, {len(rows)} utterances of {arguments.split}")
+    print("\n| added | WER % | more |\n|---|---|---|")
+    plain = rate_of(lambda waveform: waveform)
+    print(f"| nothing | {plain:.2f} | |", flush=True)
+    for seconds in arguments.seconds:
+        for name, change in silences(seconds, rate).items():
+            found = rate_of(change)
+            print(f"| {name} | {found:.2f} | {found - plain:+.2f} |", flush=True)
+    print("\n| nobody speaks | text |\n|---|---|")
+    for name, clip in without_speech(rate).items():
+        print(f"| {name} | {texts_of(model, processor, [clip])[0]!r} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

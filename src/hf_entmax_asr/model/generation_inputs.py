@@ -1,0 +1,162 @@
+"""What `generate` is given, checked; and how long a text can be, which follows from the audio.
+
+Axes: B batch, T frames, S encoder positions, H heads, U tokens, F mel bins, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration_entmax_asr import EntmaxAsrConfig
+
+LARGEST_INPUT = 1e6  # of features and encoder states; both are numbers around 1
+NO_LIMIT = 1_000_000  # tokens: the max_length of a generation config that leaves the limit to the audio
+
+
+def check_source(
+    config: EntmaxAsrConfig,
+    features: Tensor | None,
+    encoder_outputs: BaseModelOutput | tuple | None,
+    attention_mask: Tensor | None,
+    cache: Cache | None = None,
+) -> None:
+    """Refuses what the audio cannot be: numbers of no filterbank, states that are none, a mask or cache of other audio.
+
+    What follows trusts these shapes, native code included; a text would come out of whatever it reads.
+
+    Raises:
+        ValueError: with the shape or value, and what it must be.
+    """
+    if encoder_outputs is not None:
+        source, name, width = encoder_outputs[0], "encoder_outputs", config.d_model
+    elif isinstance(features, Tensor):
+        source, name, width = features, "input_features", config.num_mel_bins
+    else:
+        return
+    if source.ndim != 3 or source.shape[2] != width or not source.numel():
+        raise ValueError(f"{name} has the shape {tuple(source.shape)}; it must be (utterances, time, {width}).")
+    peak = source.detach().abs().amax()  # NaN where any is
+    if not peak < LARGEST_INPUT:
+        raise ValueError(f"{name} reaches {peak:g}; it must hold finite numbers below {LARGEST_INPUT:g}.")
+    rows, length = source.shape[:2]
+    if cache is not None:
+        check_cache(cache, length if encoder_outputs is not None else config.positions_of(length))
+    if attention_mask is None:
+        return
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}; it must be (utterances, frames)."
+        )
+    marked = attention_mask.shape[1] if encoder_outputs is None else config.positions_of(attention_mask.shape[1])
+    if attention_mask.shape[0] != rows or marked != length:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)}, which is not that of {name} "
+            f"{tuple(source.shape)}: it holds 1 or 0 for each of the feature frames of each utterance."
+        )
+
+
+def check_cache(cache: Cache, positions: int) -> None:
+    """Refuses a cache whose heads stand outside audio of so many encoder positions S, or that is of other audio.
+
+    Raises:
+        ValueError: with the layer.
+    """
+    for index, layer in enumerate(getattr(getattr(cache, "cross_attention_cache", None), "layers", ())):
+        if layer.is_initialized and layer.keys.shape[2] not in (0, positions):
+            raise ValueError(
+                f"layer {index} of past_key_values holds keys of {layer.keys.shape[2]} encoder positions; this audio "
+                f"has {positions}. Give the cache that belongs to it, or none."
+            )
+        progress = getattr(layer, "progress", None)  # (B, H, U) where heads stop, or (B, H, U, S)
+        if progress is None or not progress.numel():
+            continue
+        if progress.ndim == 4:
+            fits = progress.shape[3] == positions
+        else:
+            fits = not progress.is_floating_point() and bool((progress >= 0).all() and (progress < positions).all())
+        if not fits:
+            raise ValueError(
+                f"layer {index} of past_key_values has heads that stand outside the {positions} encoder positions of "
+                "this audio. Give the cache that belongs to it, or none."
+            )
+
+
+def without_text_inputs(options: dict[str, Any]) -> dict[str, Any]:
+    """Without `input_ids` and `inputs_embeds`, which wrappers for text models (PEFT's of SEQ_2_SEQ_LM) hand on as None.
+
+    Raises:
+        ValueError: one of them holds something.
+    """
+    given = [name for name in ("input_ids", "inputs_embeds") if options.get(name) is not None]
+    if given:
+        raise ValueError(f"{given[0]} means nothing here: give input_features and decoder_{given[0]}.")
+    return {name: value for name, value in options.items() if name not in ("input_ids", "inputs_embeds")}
+
+
+def most_tokens(
+    config: EntmaxAsrConfig,
+    features: Tensor | None,
+    encoder_outputs: BaseModelOutput | tuple | None,
+    attention_mask: Tensor | None,
+) -> Tensor | None:
+    """(B,) tokens that the text of each utterance can have, the end of a sentence aside.
+
+    As many for each encoder position as the densest text of the training had, and some more (see
+    `max_tokens_per_position` of the configuration). Frames in which nothing sounds do not count; where all are such,
+    there is no text.
+    """
+    if encoder_outputs is not None and features is None:
+        states = encoder_outputs[0]
+        frames = states.new_full((states.shape[0],), states.shape[1] * config.frames_per_position, dtype=torch.long)
+        if attention_mask is not None:
+            frames = attention_mask.sum(dim=1)
+    elif isinstance(features, Tensor):
+        heard = sounds(features)
+        frames = (heard if attention_mask is None else heard & attention_mask.bool()).sum(dim=1)
+    else:
+        return None
+    return tokens_of_frames(config, frames)
+
+
+def tokens_of_frames(config: EntmaxAsrConfig, frames: Tensor) -> Tensor:
+    """Tokens that a text can have for so many frames in which something sounds."""
+    return (config.positions_of(frames) * config.max_tokens_per_position).ceil().long()
+
+
+def sounds(features: Tensor) -> Tensor:
+    """(..., T, F) -> (..., T), where something sounds: a frame of silence is as low as values go in all mel bins, which
+    no sound is."""
+    return (features != features[..., :1]).any(dim=-1)
+
+
+class EndWithAudio(LogitsProcessor):
+    """Ends each hypothesis when it has as many tokens as its utterance can have.
+
+    Attributes:
+        cut: (B,) whether a hypothesis of the utterance would have gone on.
+    """
+
+    def __init__(self, limits: Tensor, eos_token_ids: Tensor, given: int) -> None:
+        """`limits` (B,); `given` tokens, start and prompt, stand before the text."""
+        self.limits, self.eos_token_ids, self.given = limits, eos_token_ids, given
+        self.first = int(limits.min())
+        self.cut = torch.zeros_like(limits, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (B·beams, given + tokens so far), scores (B·beams, V)."""
+        tokens = input_ids.shape[1] - self.given
+        if tokens < self.first:
+            return scores
+        beams = len(scores) // len(self.limits)
+        over = (tokens >= self.limits).to(scores.device).repeat_interleave(beams)  # (B·beams,)
+        ends = self.eos_token_ids.to(scores.device)
+        done = torch.isin(input_ids[:, self.given :], ends).any(dim=1) | torch.isin(scores.argmax(dim=-1), ends)
+        self.cut |= (over & ~done).view(-1, beams).any(dim=1).to(self.cut.device)
+        ended = torch.full_like(scores, -math.inf)
+        ended[:, ends[0]] = 0.0
+        return torch.where(over[:, None], ended, scores)
