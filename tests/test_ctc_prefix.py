@@ -91,7 +91,7 @@ def test_no_weight_changes_nothing_and_what_cannot_be_is_refused():
     joint = model.generate(input_features, attention_mask=mask, max_new_tokens=5)
     del model.generation_config.ctc_weight
     assert torch.equal(model.generate(input_features, attention_mask=mask, max_new_tokens=5, ctc_weight=0.4), joint)
-    with pytest.raises(ValueError, match="ctc_weight = 2.0 must lie in"):
+    with pytest.raises(ValueError, match=r"ctc_weight = 2.0 must lie in"):
         model.generate(input_features, ctc_weight=2.0)
     with pytest.raises(ValueError, match="not for sampling"):
         model.generate(input_features, ctc_weight=0.4, do_sample=True)

@@ -26,7 +26,7 @@ State = tuple[Tensor, Tensor, int]  # paths that end in a token, in a blank (S,)
 
 class CtcPrefixScorer(LogitsProcessor):
     """Adds CTC to the scores of the next tokens, greedy and with beams; tokens beyond the decoder's best few candidates
-    are left out. Put it before all other processors: it turns logits into log probabilities."""
+    are left out. Put it before other processors of your own: of greedy search it makes log probabilities."""
 
     def __init__(
         self, log_probs: Tensor, lengths: Tensor, weight: float, blank: int, end: Sequence[int], given: int, beams: int
@@ -42,12 +42,14 @@ class CtcPrefixScorer(LogitsProcessor):
         self.scores = log_probs.double().clamp(min=NEVER).masked_fill(beyond[..., None], NEVER)
         self.scores[..., blank].masked_fill_(beyond, 0.0)
         self.weight, self.blank, self.end, self.given = weight, blank, set(end), given
+        self.beams = beams
         self.candidates = max(FEWEST_CANDIDATES, CANDIDATES_PER_BEAM * beams)
         self._states: dict[tuple[int, tuple[int, ...]], tuple[State, float]] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (N, given + tokens so far), scores (N, V) -> (N, V)."""
-        scores = scores.float().log_softmax(-1)
+        # Beam search gives log probabilities, with tokens it has ruled out among them; greedy search gives logits.
+        scores = scores.float() if self.beams > 1 else scores.float().log_softmax(-1)
         rows_each = len(scores) // len(self.scores)
         fused = torch.full_like(scores, float("-inf"))
         states: dict[tuple[int, tuple[int, ...]], tuple[State, float]] = {}

@@ -67,9 +67,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
-        They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
-
-        `ctc_weight` in (0, 1], here or in the generation configuration, adds CTC to every token (see `ctc_prefix`).
+        They cost one more pass of the decoder; the audio is encoded once. `ctc_weight` in (0, 1], here or in the
+        generation configuration, adds CTC to every token (see `ctc_prefix`).
         """
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
@@ -78,8 +77,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
         check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
-        in_chunks = any(value is not None for value in chunks.values())
-        needs_states = wants_boundaries or language == DETECT or in_chunks or ctc_weight > 0
+        needs_states = wants_boundaries or language == DETECT or ctc_weight > 0 or any(map(bool, chunks.values()))
         if encoder_outputs is None and features is not None and needs_states:
             encoder_outputs = self.get_encoder()(
                 features,
@@ -119,7 +117,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             return 0.0
         if not hasattr(self, "ctc_head"):
             raise ValueError(
-                f"ctc_weight = {weight}: this model has no CTC head. Train one (ctc_loss_weight), or leave ctc_weight out."
+                f"ctc_weight = {weight}: this model has no CTC head. Train one (ctc_loss_weight), or leave it out."
             )
         if settings.do_sample or asked.get("assistant_model") is not None:
             raise ValueError(f"ctc_weight = {weight} is for greedy and beam search, not for sampling or an assistant.")

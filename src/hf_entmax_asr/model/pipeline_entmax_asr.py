@@ -32,9 +32,9 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
     """
 
     # Any: transformers types them as what any pipeline may lack.
+    model: Any
     feature_extractor: Any
     tokenizer: Any
-    model: Any
 
     def _sanitize_parameters(  # type: ignore[override]
         self, chunk_length_s: float | None = None, return_timestamps: str | bool | None = None, **kwargs: Any
