@@ -77,7 +77,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
         check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
-        needs_states = wants_boundaries or language == DETECT or ctc_weight > 0 or any(map(bool, chunks.values()))
+        needs_states = wants_boundaries or language == DETECT or ctc_weight > 0 or {*chunks.values()} != {None}
         if encoder_outputs is None and features is not None and needs_states:
             encoder_outputs = self.get_encoder()(
                 features,
@@ -93,8 +93,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
         generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
-            # A copy, because transformers repeats the states for each beam in place.
-            kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
+            kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)  # a copy: beams repeat states in place
             kwargs |= self._with_ctc(ctc_weight, settings, encoder_outputs[0], kwargs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         if end is not None and limits is not None and (end.cut & (limits > 0)).any():
