@@ -75,6 +75,15 @@ def test_the_stock_pipeline_with_the_package(with_the_package):
     assert len(report["text"]) > 3
 
 
+def test_the_checkpoints_own_pipeline_gives_times(with_the_package):
+    """That it is equal where the package is not: below."""
+    result = with_the_package["words"]
+    assert result["text"] == " ".join(chunk["text"] for chunk in result["chunks"]) == with_the_package["text"].strip()
+    times = [time for chunk in result["chunks"] for time in chunk["timestamp"]]
+    assert times == sorted(times)
+    assert all(0 <= chunk["confidence"] <= 1 for chunk in result["chunks"])
+
+
 @pytest.mark.parametrize("name", ["model", "pipeline"])
 def test_loaded_models_are_sparse_and_their_alpha_learns(name, with_the_package):
     assert min(with_the_package[f"zeros of {name}"]) > 0.3  # a softmax in its place would have none

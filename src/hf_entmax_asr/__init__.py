@@ -15,6 +15,7 @@ from .model.processing_entmax_asr import EntmaxAsrProcessor
 
 if TYPE_CHECKING:
     from .audio import read_audio
+    from .model.pipeline_entmax_asr import EntmaxAsrPipeline
     from .recognition import Transcript, load_recogniser, transcribe_files
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "EntmaxAsrFeatureExtractor",
     "EntmaxAsrForConditionalGeneration",
     "EntmaxAsrModel",
+    "EntmaxAsrPipeline",
     "EntmaxAsrProcessor",
     "Transcript",
     "entmax",
@@ -49,6 +51,10 @@ def __getattr__(name: str) -> Any:
         from . import recognition
 
         return getattr(recognition, name)
+    if name == "EntmaxAsrPipeline":  # transformers takes a second to import its pipelines
+        from .model.pipeline_entmax_asr import EntmaxAsrPipeline
+
+        return EntmaxAsrPipeline
     if name == "read_audio":
         from .audio import read_audio
 

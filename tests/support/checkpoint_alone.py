@@ -49,6 +49,7 @@ def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict
     config = AutoConfig.from_pretrained(folder, **loading)
     processor = AutoProcessor.from_pretrained(folder, **loading)
     model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, **loading)
+    timed = pipeline("entmax-asr", folder, trust_remote_code=True)
     inputs = processor(audio=speech, sampling_rate=rate)
     labels = torch.tensor([[5, 6, 7, 2]])
     report = {
@@ -56,6 +57,7 @@ def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict
         "modules": [type(thing).__module__ for thing in (config, model, processor, transcribe.model)],
         "branch": transcribe.type,
         "pipeline": transcribe(speech.copy(), generate_kwargs=options)["text"],
+        "words": timed(speech.copy(), return_timestamps="word", generate_kwargs=options),
         "text": processor.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True),
     }
     for name, loaded in (("model", model), ("pipeline", transcribe.model)):

@@ -1,5 +1,6 @@
-"""Checks of the configuration that take several of its fields together."""
+"""Checks of the configuration that take several of its fields together, or one whenever it is set."""
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -54,3 +55,13 @@ def check_chunks(config: Any) -> None:
         values = list(getattr(config, name))
         if not values or min(values) < least:
             raise ValueError(f"{name} = {values} must be one or more numbers of {meaning}.")
+
+
+def one_of(*choices: str) -> Callable[[str], None]:
+    """A check of a field against a list, made whenever the field is set."""
+
+    def check(value: str) -> None:
+        if value not in choices:
+            raise ValueError(f"{value!r} is not known. Use one of: {', '.join(choices)}.")
+
+    return check

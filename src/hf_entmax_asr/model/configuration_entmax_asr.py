@@ -5,7 +5,6 @@ Recognition", arXiv 2209.15176. Where it is silent, the reading is ours and says
 """
 
 import math
-from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups
+from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups, one_of
 
 Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
@@ -40,16 +39,6 @@ FRACTIONS = (
     "ctc_loss_weight",
 )
 HEAD_REGULARIZERS = ("none", "gate_l1", "quantity", "group_lasso", "boundary_consensus", "delay", "reference")
-
-
-def one_of(*choices: str) -> Callable[[str], None]:
-    """A check of a field against a list, made whenever the field is set."""
-
-    def check(value: str) -> None:
-        if value not in choices:
-            raise ValueError(f"{value!r} is not known. Use one of: {', '.join(choices)}.")
-
-    return check
 
 
 @strict
@@ -242,6 +231,12 @@ class EntmaxAsrConfig(PreTrainedConfig):
     decoder_start_token_id: int = 1
     decoder_prompt_ids: list[int] | tuple[int, ...] = ()
     max_tokens_per_position: float | int = 1.0
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """For `pipeline("entmax-asr", …)`; the stock task, claimed, would be refused without trust_remote_code."""
+        impl = "pipeline_entmax_asr.EntmaxAsrPipeline"
+        return {"entmax-asr": {"impl": impl, "pt": ["AutoModelForSpeechSeq2Seq"], "tf": [], "type": "multimodal"}}
 
     @property
     def frames_per_position(self) -> int:

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput, logging
 from .cache import make_cache
 from .chunks import Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .ctc_prefix import CtcPrefixScorer
 from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
@@ -66,15 +67,17 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
-        They cost one more pass of the decoder over the finished sequences; the audio is encoded once.
+        They cost one more pass of the decoder; the audio is encoded once. `ctc_weight` in (0, 1], here or in the
+        generation configuration, adds CTC to every token (see `ctc_prefix`).
         """
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
         encoder_outputs, cache = kwargs.get("encoder_outputs"), kwargs.get("past_key_values")
+        ctc_weight = self._ctc_weight(settings, kwargs)
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
         check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
-        needs_states = wants_boundaries or language == DETECT or any(value is not None for value in chunks.values())
+        needs_states = wants_boundaries or language == DETECT or ctc_weight > 0 or {*chunks.values()} != {None}
         if encoder_outputs is None and features is not None and needs_states:
             encoder_outputs = self.get_encoder()(
                 features,
@@ -90,8 +93,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
         generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
-            # A copy, because transformers repeats the states for each beam in place.
-            kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)
+            kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)  # a copy: beams repeat states in place
+            kwargs |= self._with_ctc(ctc_weight, settings, encoder_outputs[0], kwargs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         if end is not None and limits is not None and (end.cut & (limits > 0)).any():
             logger.warning_once(CUT)
@@ -104,6 +107,40 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 encoder_outputs=(states.repeat_interleave(repeats, 0),),
             )
         return result
+
+    def _ctc_weight(self, settings: GenerationConfig, asked: dict[str, Any]) -> float:
+        """The weight of CTC that is asked for, taken out of `asked`; what cannot be combined with it is refused."""
+        weight = asked.pop("ctc_weight", None)
+        weight = getattr(settings, "ctc_weight", None) if weight is None else weight
+        if not weight:
+            return 0.0
+        if not hasattr(self, "ctc_head"):
+            raise ValueError(
+                f"ctc_weight = {weight}: this model has no CTC head. Train one (ctc_loss_weight), or leave it out."
+            )
+        if settings.do_sample or asked.get("assistant_model") is not None:
+            raise ValueError(f"ctc_weight = {weight} is for greedy and beam search, not for sampling or an assistant.")
+        return float(weight)
+
+    def _with_ctc(
+        self, weight: float, settings: GenerationConfig, states: Tensor, asked: dict[str, Any]
+    ) -> dict[str, LogitsProcessorList]:
+        """CTC before the other processors of the scores, if it has weight; encoder states are (B, S, C)."""
+        if weight == 0:
+            return {}
+        mask, prompt = self.position_mask(asked.get("attention_mask")), asked.get("decoder_input_ids")
+        lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
+        ends = self.config.eos_token_id
+        scorer = CtcPrefixScorer(
+            self.ctc_head(states).float().log_softmax(-1),
+            lengths,
+            weight,
+            blank=self.config.pad_token_id,
+            end=ends if isinstance(ends, list) else [int(ends or 0)],
+            given=1 if prompt is None else prompt.shape[1],
+            beams=settings.num_beams or 1,
+        )
+        return {"logits_processor": LogitsProcessorList([scorer, *(asked.get("logits_processor") or [])])}
 
     def stream(
         self,
@@ -270,3 +307,17 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         finally:
             self.train(training)
         return outputs.boundaries
+
+    def transcriber(self, processor: Any, **options: Any) -> Any:
+        """A pipeline of this model: audio of any length to text, with times of words where they are asked for.
+
+        Args:
+            processor: with the feature extractor and the tokenizer of this model.
+            options: of `EntmaxAsrPipeline`.
+        """
+        # Here, because transformers takes a second to import its pipelines.
+        from .pipeline_entmax_asr import EntmaxAsrPipeline
+
+        return EntmaxAsrPipeline(
+            self, feature_extractor=processor.feature_extractor, tokenizer=processor.tokenizer, **options
+        )
