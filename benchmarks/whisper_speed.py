@@ -86,7 +86,9 @@ def whole_split(ours: tuple, theirs: tuple, waves: list[np.ndarray], arguments: 
     for size in BATCH_SIZES:
         count: dict[str, int] = {}
 
-        def run(name: str, pair: tuple[Any, Any], size: int = size, count: dict = count, **padding: Any) -> Callable[[], object]:
+        def run(
+            name: str, pair: tuple[Any, Any], size: int = size, count: dict = count, **padding: Any
+        ) -> Callable[[], object]:
             return lambda: count.update({name: transcribe(*pair, waves, size, arguments.tokens, **padding)})
 
         contestants = {"theirs": run("theirs", theirs), "ours": run("ours", ours, padding=True)}

@@ -60,8 +60,9 @@ def main() -> int:
         if not arguments.only_measure:
             settings = over(choose_word_times, arguments.split, arguments.times)
             print(f"chosen on {arguments.split}: {settings}")
-            model.generation_config.word_times = settings
-            model.generation_config.save_pretrained(arguments.checkpoint)
+            generation: Any = model.generation_config
+            generation.word_times = settings
+            generation.save_pretrained(arguments.checkpoint)
         if arguments.test_split is not None:
             errors = over(measure_word_times, arguments.test_split, arguments.test_times)
             print(f"{arguments.test_split}: {errors}")

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
@@ -40,6 +40,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
     # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
     config: EntmaxAsrConfig
+    ctc_head: nn.Module  # where there is one
 
     def post_init(self) -> None:
         super().post_init()

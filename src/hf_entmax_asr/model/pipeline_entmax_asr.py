@@ -89,7 +89,7 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
         options = self._prepare_generate_kwargs(generate_kwargs)
         encoder_outputs: BaseModelOutput = self.model.get_encoder()(features, attention_mask=mask, return_dict=True)
         tokens: Any = self.model.generate(encoder_outputs=encoder_outputs, attention_mask=mask, **options)
-        tokens = tokens.sequences if isinstance(tokens, ModelOutput) else tokens
+        tokens = tokens["sequences"] if isinstance(tokens, ModelOutput) else tokens
         tokens = tokens[:: len(tokens) // len(features)]  # of several hypotheses the best
         result = {**model_inputs, "tokens": tokens}
         if return_timestamps:

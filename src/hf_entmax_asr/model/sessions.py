@@ -94,6 +94,8 @@ class StreamStats:
 class StreamSession:
     """One stream of audio. Several may live side by side on one model, each in a thread of its own."""
 
+    _recent: Tensor
+
     def __init__(
         self,
         model: Any,
@@ -220,7 +222,7 @@ class StreamSession:
         self._encoder = IncrementalEncoder(self.model.get_encoder(), extractor, self.chunks)
         self._writer = TokenWriter(self.model, self.prompt)
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
-        self._recent: Tensor = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
+        self._recent = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
         self._ids: list[int] = []
         self._committed = self._held_back = ""
 
