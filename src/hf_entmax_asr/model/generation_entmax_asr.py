@@ -40,7 +40,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
     # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
     config: EntmaxAsrConfig
-    ctc_head: nn.Module  # where there is one
+    ctc_head: nn.Linear  # where there is one
 
     def post_init(self) -> None:
         super().post_init()
