@@ -128,11 +128,12 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         """CTC before the other processors of the scores, if it has weight; encoder states are (B, S, C)."""
         if weight == 0:
             return {}
-        mask, prompt = self.position_mask(asked.get("attention_mask")), asked.get("decoder_input_ids")
+        model: Any = self
+        mask, prompt = model.position_mask(asked.get("attention_mask")), asked.get("decoder_input_ids")
         lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
         ends = self.config.eos_token_id
         scorer = CtcPrefixScorer(
-            self.ctc_head(states).float().log_softmax(-1),
+            model.ctc_head(states).float().log_softmax(-1),
             lengths,
             weight,
             blank=self.config.pad_token_id,
