@@ -48,6 +48,7 @@ def true_words(data: Path, split: str, ctm: Path | None) -> dict[str, list[TrueW
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights
+    model: Any
     try:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device)
 

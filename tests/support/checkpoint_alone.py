@@ -57,7 +57,7 @@ def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict
         "modules": [type(thing).__module__ for thing in (config, model, processor, transcribe.model)],
         "branch": transcribe.type,
         "pipeline": transcribe(speech.copy(), generate_kwargs=options)["text"],
-        "words": timed(speech.copy(), return_timestamps="word", generate_kwargs=options),
+        "words": json.loads(json.dumps(timed(speech.copy(), return_timestamps="word", generate_kwargs=options))),
         "text": processor.decode(model.generate(**inputs, **options)[0], skip_special_tokens=True),
     }
     for name, loaded in (("model", model), ("pipeline", transcribe.model)):

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
@@ -40,7 +40,6 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
     # GenerationMixin types `self` as a class of its own that exists for type checkers alone, hence the ignores below.
     config: EntmaxAsrConfig
-    ctc_head: nn.Linear  # where there is one
 
     def post_init(self) -> None:
         super().post_init()
@@ -129,12 +128,12 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         """CTC before the other processors of the scores, if it has weight; encoder states are (B, S, C)."""
         if weight == 0:
             return {}
-        mask = self.position_mask(asked.get("attention_mask"))  # type: ignore[operator]
-        prompt = asked.get("decoder_input_ids")
+        model: Any = self
+        mask, prompt = model.position_mask(asked.get("attention_mask")), asked.get("decoder_input_ids")
         lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
         ends = self.config.eos_token_id
         scorer = CtcPrefixScorer(
-            self.ctc_head(states).float().log_softmax(-1),
+            model.ctc_head(states).float().log_softmax(-1),
             lengths,
             weight,
             blank=self.config.pad_token_id,

@@ -12,7 +12,6 @@ import torch
 from transformers import AutomaticSpeechRecognitionPipeline
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pipelines.audio_utils import ffmpeg_read
-from transformers.utils import ModelOutput
 
 from .long_audio import cut_at_pauses
 from .times import token_times
@@ -89,7 +88,7 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
         options = self._prepare_generate_kwargs(generate_kwargs)
         encoder_outputs: BaseModelOutput = self.model.get_encoder()(features, attention_mask=mask, return_dict=True)
         tokens: Any = self.model.generate(encoder_outputs=encoder_outputs, attention_mask=mask, **options)
-        tokens = tokens["sequences"] if isinstance(tokens, ModelOutput) else tokens
+        tokens = getattr(tokens, "sequences", tokens)
         tokens = tokens[:: len(tokens) // len(features)]  # of several hypotheses the best
         result = {**model_inputs, "tokens": tokens}
         if return_timestamps:
