@@ -94,6 +94,8 @@ class StreamStats:
 class StreamSession:
     """One stream of audio. Several may live side by side on one model, each in a thread of its own."""
 
+    _recent: Tensor
+
     def __init__(
         self,
         model: Any,
