@@ -42,7 +42,7 @@ def pieces(audio: np.ndarray, cuts: list[float]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("kind", EXTRACTORS)
 @given(samples=st.integers(1, 9000), cuts=st.lists(st.floats(0, 1), max_size=6))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_frames_of_pieces_are_those_of_the_whole(kind, samples, cuts):
     extractor = EntmaxAsrFeatureExtractor(feature_size=12, **EXTRACTORS[kind])
     audio = speech(samples)
@@ -57,11 +57,11 @@ def test_frames_of_pieces_are_those_of_the_whole(kind, samples, cuts):
 @pytest.mark.parametrize("kind", ["kaldi running", "whisper"])
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @given(
-    samples=st.integers(1, 30000),
+    samples=st.integers(1, 16000),
     cuts=st.lists(st.floats(0, 1), max_size=6),
-    chunks=st.tuples(st.integers(1, 20), st.sampled_from([-1, 0, 2])),
+    chunks=st.tuples(st.integers(4, 20), st.sampled_from([-1, 0, 2])),
 )
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_states_of_pieces_are_those_of_the_whole_under_the_mask(front_end, kind, samples, cuts, chunks):
     model = small_model(**FRONT_ENDS[front_end])
     extractor = EntmaxAsrFeatureExtractor(feature_size=12, **EXTRACTORS[kind])

@@ -52,6 +52,7 @@ class TokenWriter:
         """prompt: tokens behind the start token, before the text."""
         self.model = model
         self.cache = make_cache(model.config)
+        self._held: list[Any] = list(self.cache.cross_attention_cache.layers)  # a `MonotonicLayer` each
         self.given = [model.config.decoder_start_token_id, *prompt]
         self.sequence = list(self.given)
         self.positions = 0
@@ -78,11 +79,10 @@ class TokenWriter:
         self._more = more
         self._most_tokens = int(tokens_of_frames(self.model.config, torch.tensor(sounding)))
         states = states.to(next(self.model.get_decoder().parameters()).dtype)
-        for layer, held in zip(self._layers, self.cache.cross_attention_cache.layers, strict=True):
-            layer.take_in(states, held, more)  # type: ignore[arg-type]
-            progress = getattr(held, "progress", None)
-            if progress is not None:  # heads that do not count may have been sent beyond the end
-                held.progress = progress.clamp(max=max(0, self.positions - 1 + more))  # type: ignore[union-attr]
+        for layer, held in zip(self._layers, self._held, strict=True):
+            layer.take_in(states, held, more)
+            if held.progress is not None:  # heads that do not count may have been sent beyond the end
+                held.progress = held.progress.clamp(max=max(0, self.positions - 1 + more))
 
     @torch.no_grad()
     def write(self) -> WrittenToken | None:
@@ -107,10 +107,7 @@ class TokenWriter:
             if token in self._ends:
                 self.ended = True
                 return None
-            stops = [
-                layer.progress[0, :, -1].tolist()  # type: ignore[union-attr]
-                for layer in self.cache.cross_attention_cache.layers
-            ]
+            stops = [held.progress[0, :, -1].tolist() for held in self._held]
             return WrittenToken(token, float(scores[token]), stops)
         return None
 
@@ -123,8 +120,8 @@ class TokenWriter:
             use_cache=True,
             return_dict=True,
         )
-        for held, active in zip(self.cache.cross_attention_cache.layers, self.active, strict=True):
-            stops = held.progress[0, :, -1].tolist()  # type: ignore[union-attr]
+        for held, active in zip(self._held, self.active, strict=True):
+            stops = held.progress[0, :, -1].tolist()
             if self._more and any(stop >= positions for stop, counts in zip(stops, active, strict=True) if counts):
                 self.cache.self_attention_cache.crop(-1)
                 return None
@@ -138,7 +135,7 @@ class TokenWriter:
     @property
     def numel(self) -> int:
         """Numbers held between calls."""
-        layers = [*self.cache.self_attention_cache.layers, *self.cache.cross_attention_cache.layers]
+        layers = [*self.cache.self_attention_cache.layers, *self._held]
         names = ("keys", "values", "window_keys", "progress")
         held = [getattr(layer, name, None) for layer in layers for name in names]
         return sum(tensor.numel() for tensor in held if tensor is not None)
