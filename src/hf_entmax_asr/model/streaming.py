@@ -136,11 +136,15 @@ class IncrementalEncoder:
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """States (1, S, C) of what is left, behind which the audio ends; S is less than a chunk or equal to it."""
+        """States (1, S, C) of what is left, behind which the audio ends: up to a chunk, and what stands behind one that
+        lacked only what it looks ahead to."""
         frames = self._features.feed(self._waiting, last=True)
         self._waiting = self._waiting[:0]
         total = self.encoder.config.positions_of(self._features.frames)
-        return self._encode(frames, total - self.positions)
+        states = [self._encode(frames, min(self.chunks.size, total - self.positions))]
+        while self.positions < total:
+            states.append(self._encode(frames[:0], min(self.chunks.size, total - self.positions)))
+        return torch.cat(states, 1)
 
     def _encode(self, frames: Tensor, count: int) -> Tensor:
         """States of the next `count` positions, for which these frames are new."""
