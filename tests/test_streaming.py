@@ -108,7 +108,7 @@ def test_a_chunk_is_encoded_with_the_last_sample_that_it_needs(front_end, kind):
     samples = torch.from_numpy(speech(20000))
     needed = incremental.samples_for(5)
     ahead_ms = (needed - 5 * incremental.stride * extractor.hop_samples) / 16
-    assert ahead_ms == (12.5 if kind == "whisper" else 15) + (10 if front_end == "whisper" else 0)
+    assert ahead_ms == (2.5 if kind == "whisper" else 15) + (10 if front_end == "whisper" else 0)
     assert list(incremental.feed(samples[: needed - 1])) == []
     (states,) = incremental.feed(samples[needed - 1 : needed])
     assert states.shape == (1, 5, 16)

@@ -110,7 +110,7 @@ class IncrementalEncoder:
         """Samples of audio from the beginning on that so many positions, whole chunks of them, need.
 
         With the front end "conv2d" these are the frames of the chunks themselves; Whisper's looks one frame further,
-        10 ms. A frame needs the audio of its window, 15 ms (Kaldi's) or 12.5 ms (Whisper's) behind its place.
+        10 ms. The window of the last frame ends 15 ms (Kaldi's) or 2.5 ms (Whisper's) behind it.
         """
         extractor = self._features.extractor
         ahead = max(0, self.encoder.subsampling.reach + 1 - self.stride)
