@@ -1,7 +1,5 @@
 """The incremental encoder equals the masked offline one, whatever pieces the audio comes in."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -59,7 +57,7 @@ def test_frames_of_pieces_are_those_of_the_whole(kind, samples, cuts):
 @given(
     samples=st.integers(1, 16000),
     cuts=st.lists(st.floats(0, 1), max_size=6),
-    chunks=st.tuples(st.integers(4, 20), st.sampled_from([-1, 0, 2])),
+    chunks=st.tuples(st.integers(1, 20), st.sampled_from([-1, 0, 2])),
 )
 @settings(max_examples=6, deadline=None, derandomize=True)
 def test_states_of_pieces_are_those_of_the_whole_under_the_mask(front_end, kind, samples, cuts, chunks):
@@ -127,7 +125,7 @@ def test_what_is_held_does_not_grow_where_the_left_context_is_bounded():
             list(incremental.feed(torch.from_numpy(speech(4 * 640))))
             held[left].append(incremental.numel)
     assert len(set(held[2][4:])) == 1
-    assert all(before < after for before, after in itertools.pairwise(held[-1][2:]))
+    assert held[-1][-1] > held[-1][4] > held[2][4]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class IncrementalEncoder:
         """Samples of audio from the beginning on that so many positions, whole chunks of them, need.
 
         With the front end "conv2d" these are the frames of the chunks themselves; Whisper's looks one frame further,
-        10 ms. A frame needs the audio of its window, which ends 15 ms (Kaldi's) or 2.5 ms (Whisper's) behind its own.
+        10 ms. The window of the last frame ends 15 ms (Kaldi's) or 2.5 ms (Whisper's) behind it.
         """
         extractor = self._features.extractor
         ahead = max(0, self.encoder.subsampling.reach + 1 - self.stride)
@@ -136,16 +136,15 @@ class IncrementalEncoder:
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """States (1, S, C) of what is left, behind which the audio ends: the silence there may complete a chunk, and a
-        part of another."""
+        """States (1, S, C) of what is left, behind which the audio ends: up to a chunk, and what stands behind one that
+        lacked only what it looks ahead to."""
         frames = self._features.feed(self._waiting, last=True)
         self._waiting = self._waiting[:0]
         total = self.encoder.config.positions_of(self._features.frames)
-        states = []
-        while total - self.positions > self.chunks.size:
-            states.append(self._encode(frames, self.chunks.size))
-            frames = frames[:0]
-        return torch.cat([*states, self._encode(frames, total - self.positions)], 1)
+        states = [self._encode(frames, min(self.chunks.size, total - self.positions))]
+        while self.positions < total:
+            states.append(self._encode(frames[:0], min(self.chunks.size, total - self.positions)))
+        return torch.cat(states, 1)
 
     def _encode(self, frames: Tensor, count: int) -> Tensor:
         """States of the next `count` positions, for which these frames are new."""
