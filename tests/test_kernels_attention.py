@@ -389,7 +389,7 @@ def test_one_device_for_all():
     for moved in range(4):
         elsewhere = [t.to("meta") if i == moved else t for i, t in enumerate(inputs)]
         elsewhere[3] = elsewhere[3].view(1, 2, 1, 1)
-        assert kernels.entmax_attention(*elsewhere, None, None, False, 1.0, 0.0) is None
+        assert kernels.entmax_attention(*elsewhere, None, None, False, 1.0, 0.0, (0, -1)) is None
     alpha = inputs[3].view(1, 2, 1, 1)
     for over in ((torch.ones(4, dtype=torch.bool, device="meta"), None), (None, torch.ones(4, device="meta"))):
-        assert kernels.entmax_attention(*inputs[:3], alpha, *over, False, 1.0, 0.0) is None
+        assert kernels.entmax_attention(*inputs[:3], alpha, *over, False, 1.0, 0.0, (0, -1)) is None

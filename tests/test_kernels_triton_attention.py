@@ -131,7 +131,7 @@ def test_causal_attention(queries, keys):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("chunks", [Chunks(1), Chunks(5), Chunks(5, 0), Chunks(7, 2), Chunks(16, 1), Chunks(90, 1)])
+@pytest.mark.parametrize("chunks", [Chunks(1), Chunks(5, 0), Chunks(7, 2), Chunks(90, 1)])
 def test_attention_in_chunks(chunks):
     query, key, value = (heads(2, 3, 50, 4) for _ in range(3))
     mask = MASKS["padding"](2, 3, 50, 50)
@@ -331,7 +331,7 @@ def test_attention_that_the_kernels_do_not_take_is_eager():
     sharpness=st.sampled_from([0.1, 2.0, 20.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 def test_random_attention_equals_float64(sizes, is_causal, sharpness, seed):
     torch.manual_seed(seed)
     batch, count, queries, keys, width = sizes

@@ -349,7 +349,8 @@ def test_prune_refuses(arguments, message, checkpoint, call, tmp_path):
 
 
 def test_prune_with_nothing_to_remove(call, tmp_path):
-    EntmaxAsrProcessor(EntmaxAsrFeatureExtractor(), train_character_tokenizer(["abc"])).save_pretrained(tmp_path / "a")
+    extractor = EntmaxAsrFeatureExtractor(feature_size=12)
+    EntmaxAsrProcessor(extractor, train_character_tokenizer(["abc"])).save_pretrained(tmp_path / "a")
     small_model().save_pretrained(tmp_path / "a")
     status, _, said = call("prune", tmp_path / "a", "--out", tmp_path / "b")
     assert (status, "no gate is 0" in said) == (1, True)

@@ -34,7 +34,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         earlier positions in a cache, the states read those too."""
         normed = self.self_attn_layer_norm(hidden_states)
         update, weights = self.self_attn(
-            normed, attention_mask, shared_map, cache=cache, need_weights=need_weights, chunks=chunks
+            normed, attention_mask, shared_map=shared_map, cache=cache, need_weights=need_weights, chunks=chunks
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
         update = self.ffn(self.ffn_layer_norm(hidden_states))

@@ -48,6 +48,7 @@ def check_source(
         check_cache(cache, length if encoder_outputs is not None else config.positions_of(length))
     if attention_mask is None:
         return
+    attention_mask = of_frames(attention_mask)
     if attention_mask.ndim != 2:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}; it must be (utterances, frames)."
@@ -58,6 +59,11 @@ def check_source(
             f"attention_mask has the shape {tuple(attention_mask.shape)}, which is not that of {name} "
             f"{tuple(source.shape)}: it holds 1 or 0 for each of the feature frames of each utterance."
         )
+
+
+def of_frames(attention_mask: Tensor) -> Tensor:
+    """A mask of frames (B, T), also out of one of all features (B, T, F)."""
+    return attention_mask[..., -1] if attention_mask.ndim == 3 else attention_mask
 
 
 def check_cache(cache: Cache, positions: int) -> None:
@@ -114,10 +120,10 @@ def most_tokens(
         states = encoder_outputs[0]
         frames = states.new_full((states.shape[0],), states.shape[1] * config.frames_per_position, dtype=torch.long)
         if attention_mask is not None:
-            frames = attention_mask.sum(dim=1)
+            frames = of_frames(attention_mask).sum(dim=1)
     elif isinstance(features, Tensor):
         heard = sounds(features)
-        frames = (heard if attention_mask is None else heard & attention_mask.bool()).sum(dim=1)
+        frames = (heard if attention_mask is None else heard & of_frames(attention_mask).bool()).sum(dim=1)
     else:
         return None
     return tokens_of_frames(config, frames)
