@@ -16,6 +16,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.analysis.phonemes import ctm_lines
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.recognition import CheckpointError, DataError, load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
@@ -57,13 +58,13 @@ def main(words: list[str] | None = None) -> int:
         rows = read_split(arguments.data, arguments.split, arguments.corpus, lower_case=arguments.lower_case)
         utterances = prepare_split(rows, processor)
         for done, (name, intervals) in enumerate(align_words(model, processor, utterances, arguments.heads), 1):
-            lines += [f"{name} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}" for i in intervals]
+            lines += ctm_lines(name, intervals)
             if done % SHOWN_EVERY == 0:
                 print(f"  {done:,} of {len(utterances):,}", flush=True)
     except (CheckpointError, DataError, ValueError) as error:
         print(f"align.py: {error}", file=sys.stderr)
         return 1
-    write_text_atomically(arguments.output, "".join(line + "\n" for line in lines))
+    write_text_atomically(arguments.output, "".join(lines))
     print(f"{arguments.output}: {done:,} of {len(utterances):,} utterances, {len(lines):,} words")
     return 0
 

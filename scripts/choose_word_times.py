@@ -19,10 +19,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.analysis.phonemes import Interval, read_ctm
 from hf_entmax_asr.corpora.prompts import read_word_times
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
-from hf_entmax_asr.recognition.word_times import TrueWord, choose_word_times, measure_word_times, read_ctm
+from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times
 
 
 def parse() -> argparse.Namespace:
@@ -39,10 +40,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def true_words(data: Path, split: str, ctm: Path | None) -> dict[str, list[TrueWord]]:
+def true_words(data: Path, split: str, ctm: Path | None) -> dict[str, list[Interval]]:
     if ctm is not None:
         return read_ctm(ctm)
-    return {name: [TrueWord(*word) for word in words] for name, words in read_word_times(data)[split].items()}
+    known = read_word_times(data)[split]
+    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known.items()}
 
 
 def main() -> int:

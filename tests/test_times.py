@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_entmax_asr.model.long_audio import cut_at_pauses
 from hf_entmax_asr.model.times import best_path, check_settings, ctc_spans, map_spans, token_times
@@ -49,6 +51,32 @@ def test_a_best_path_without_skips_visits_every_state():
     path = best_path(scores)
     every = (p for p in itertools.combinations_with_replacement(range(3), 6) if set(p) == {0, 1, 2})
     assert tuple(path) == max(every, key=lambda p: scores[np.arange(6), list(p)].sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 10_000))
+def test_a_best_path_without_skips_is_the_best_of_all_divisions(states, more, seed):
+    positions = states + more
+    scores = torch.randn(states, positions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def total(ends: tuple[int, ...]) -> float:
+        return sum(float(scores[u, a:b].sum()) for u, (a, b) in enumerate(itertools.pairwise((0, *ends))))
+
+    divisions = [(*cuts, positions) for cuts in itertools.combinations(range(1, positions), states - 1)]
+    path = best_path(scores.T.numpy())
+    found = tuple(np.searchsorted(path, np.arange(states), side="right").tolist())
+    assert found in divisions
+    assert total(found) == pytest.approx(max(map(total, divisions)))
+
+
+def test_map_spans_follow_the_heads_that_walk_among_noise():
+    generator = torch.Generator().manual_seed(0)
+    ends = [10, 24, 40, 60]
+    weights = torch.rand(3, 4, 60, generator=generator) * 0.4
+    for token, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+        weights[:, token, begin:end] += 1
+    found = map_spans(weights / weights.sum(-1, keepdim=True), torch.ones(4, dtype=torch.bool))
+    assert np.abs(found[:, 1] - np.array(ends)).max() <= 1
 
 
 def test_map_spans_follow_a_diagonal_and_leave_the_silence_to_the_end():
@@ -140,7 +168,7 @@ def test_other_sources_give_each_token_a_stretch_in_order(source):
 def test_settings_that_do_not_fit_are_refused():
     monotonic, full = small_model(), small_model(cross_attention="full")
     stops = {"source": "stops", "start": [0, 0], "end": [0, 9]}
-    for model, settings, message in (
+    for model, wrong, message in (
         (full, {"source": "magic"}, "'magic'; use one of"),
         (full, {"source": "ctc"}, "no CTC head"),
         (full, stops, "cross_attention = 'full'"),
@@ -148,7 +176,7 @@ def test_settings_that_do_not_fit_are_refused():
         (monotonic, stops | {"start": [7, 0]}, "layer 7 for 'start'"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_settings(model, settings)
+            check_settings(model, wrong)
 
 
 def test_long_audio_is_cut_in_its_pauses_without_a_gap():

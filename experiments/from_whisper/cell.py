@@ -19,8 +19,9 @@ from experiments.real_speech.grid_cell import (
     train_run,
 )
 
-from hf_entmax_asr.analysis.phonemes import Interval, read_ctm
+from hf_entmax_asr.analysis.phonemes import Interval, ctm_lines, read_ctm
 from hf_entmax_asr.atomic_files import atomic_folder, write_text_atomically
+from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.pretrained import convert_whisper, sparsify
 from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
@@ -97,7 +98,7 @@ def start_of(cell: Cell, plan: Plan) -> Path:
     model, processor = convert_whisper(plan.whisper, min_seconds=0.0, **READINGS[cell.reading])
     if cell.transform == "entmax":
         rows = read_split(str(plan.data), "train")
-        clips = prepare_split(rows.select(range(0, len(rows), len(rows) // CALIBRATION_CLIPS)), processor, True)
+        clips = prepare_split(rows.select(evenly_spaced(len(rows), CALIBRATION_CLIPS)), processor, True)
         collate = SpeechSeq2SeqCollator(processor)
         kinds = ("encoder", "decoder", "cross") if cell.reading == "full" else ("encoder", "decoder")
         batches = [collate([clips.example(i)]) for i in range(len(clips))]
@@ -115,8 +116,7 @@ def word_times_of(plan: Plan) -> Path:
         model, processor = load_recogniser(str(start_of(Cell("softmax", "full", 0), plan)))
         utterances = prepare_split(read_split(str(plan.data), "train"), processor, True)
         aligned = align_words(model, processor, utterances)
-        lines = (f"{name} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}\n" for name, words in aligned for i in words)
-        write_text_atomically(file, "".join(lines))
+        write_text_atomically(file, "".join(line for name, words in aligned for line in ctm_lines(name, words)))
     return file
 
 

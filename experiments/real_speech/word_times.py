@@ -17,14 +17,14 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.real_speech.build_corpus import default_folder
 
 from hf_entmax_asr.analysis.phoneme_aligner import SAMPLING_RATE, AlignmentError, PocketsphinxAligner
-from hf_entmax_asr.analysis.phonemes import Interval
+from hf_entmax_asr.analysis.phonemes import Interval, ctm_lines
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora.folder import load_folder
@@ -53,10 +53,6 @@ def align_words(aligner: PocketsphinxAligner, waveform: Any, text: str) -> list[
     return [Interval(i.start, i.end, word) for i, word in zip(intervals, words, strict=True)]
 
 
-def ctm_lines(utterance: str, intervals: Iterable[Interval]) -> list[str]:
-    return [f"{utterance} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}" for i in intervals]
-
-
 def write_split(rows: Sequence[dict[str, Any]], ctm: Path, summary: Path) -> dict[str, Any]:
     """Align the utterances of a split and write both files; returns the summary."""
     aligner = PocketsphinxAligner()
@@ -77,7 +73,7 @@ def write_split(rows: Sequence[dict[str, Any]], ctm: Path, summary: Path) -> dic
         "reasons": Counter(re.sub(r": .*", "", reason) for reason in failed.values()),
         "not_aligned": failed,
     }
-    write_text_atomically(ctm, "".join(line + "\n" for line in lines))
+    write_text_atomically(ctm, "".join(lines))
     write_text_atomically(summary, json.dumps(found, indent=1) + "\n")  # last: with it the split is whole
     return found
 

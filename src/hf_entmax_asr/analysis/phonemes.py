@@ -172,6 +172,11 @@ def read_ctm(path: str | Path) -> dict[str, list[Interval]]:
     return {name: _in_order(sorted(found, key=lambda i: i.start), f"{path}, {name}") for name, found in labels.items()}
 
 
+def ctm_lines(utterance: str, intervals: Iterable[Interval]) -> list[str]:
+    """The intervals of an utterance as lines of a CTM file, each with its end of line."""
+    return [f"{utterance} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}\n" for i in intervals]
+
+
 def read_textgrid(path: str | Path, tier: str | None = None) -> list[Interval]:
     """The intervals of one tier of a Praat TextGrid, in the long or the short text form, UTF-8, UTF-16 or Latin-1.
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_entmax_asr.analysis.phonemes import Interval
-from hf_entmax_asr.analysis.word_alignment import token_ends, word_intervals
+from hf_entmax_asr.analysis.word_alignment import word_intervals
 from hf_entmax_asr.evenly_spaced import evenly_spaced
+from hf_entmax_asr.model.times import map_spans
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.utterances import Utterances, extract_in_batches, seconds_per_position
 
@@ -50,7 +52,7 @@ def align_words(
             continue
         text = utterances.texts[index]
         offsets = processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-        times = (token_ends(weights) * seconds).tolist()
+        times = (_token_spans(weights)[:, 1] * seconds).tolist()
         yield utterances.ids[index], word_intervals(text, offsets, times)
 
 
@@ -67,13 +69,17 @@ def following_heads(model: Any, processor: Any, utterances: Utterances) -> list[
     return sorted(weight, key=lambda pair: -weight[pair])[:CHOSEN_HEADS]
 
 
+def _token_spans(weights: Tensor) -> np.ndarray:
+    """Maps (H, U, S) of labels, the last of which is the end -> (U − 1, 2) positions of the others, as `map_spans`."""
+    return map_spans(weights.float(), torch.arange(weights.shape[1]) < weights.shape[1] - 1)
+
+
 def _weight_on_path(weights: Tensor) -> float:
     """Mean weight (U, S) that tokens put on the positions which the path through these weights gives them."""
-    ends = token_ends(weights[None])
+    starts, ends = torch.from_numpy(_token_spans(weights[None])).unbind(1)
     index = torch.arange(weights.shape[1])
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     own = (index >= starts[:, None]) & (index < ends[:, None])
-    return float((weights * own).sum(1).mean())
+    return float((weights[:-1] * own).sum(1).mean())
 
 
 @torch.no_grad()

@@ -8,12 +8,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from hf_entmax_asr.analysis.phonemes import Interval
 from hf_entmax_asr.analysis.word_ends import align_words
 from hf_entmax_asr.model.times import token_times
 from hf_entmax_asr.model.words import WORD, spelled_pieces, text_mask, timed_texts
@@ -22,14 +22,6 @@ from hf_entmax_asr.recognition.utterances import DataError, Utterances, seconds_
 
 UTTERANCES_AT_ONCE = 16
 MOST_TOKENS = 256
-
-
-class TrueWord(NamedTuple):
-    """A word and when it was said, in seconds."""
-
-    word: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -48,24 +40,6 @@ class TimeErrors:
         return f"{'; '.join(parts)}; {len(self.starts):,} of {self.reference_words:,} words recognised right"
 
 
-def read_ctm(path: Path) -> dict[str, list[TrueWord]]:
-    """Words of each utterance from lines `utterance channel start duration word` (NIST's CTM).
-
-    Raises:
-        DataError: a line that is none.
-    """
-    words: dict[str, list[TrueWord]] = defaultdict(list)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            utterance, _, start, duration, word = line.split()[:5]
-            words[utterance].append(TrueWord(word, float(start), float(start) + float(duration)))
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number} is not 'utterance channel start duration word': {line!r}"
-            ) from error
-    return dict(words)
-
-
 def plain(word: str) -> str:
     """A word without case and punctuation, to compare it by."""
     return re.sub(r"[^\w']", "", word.casefold()).strip("'")
@@ -75,7 +49,7 @@ def measure_word_times(
     model: Any,
     processor: Any,
     utterances: Utterances,
-    truth: Mapping[str, Sequence[TrueWord]],
+    truth: Mapping[str, Sequence[Interval]],
     settings: dict[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TimeErrors:
@@ -91,7 +65,7 @@ def measure_word_times(
             values = (part[row].tolist() for part in (times.start, times.end, times.confidence))
             words = timed_texts(processor.tokenizer, ids, *values)
             count += len(true)
-            for i, j in align_words([plain(w.word) for w in true], [plain(w.text) for w in words]):
+            for i, j in align_words([plain(w.label) for w in true], [plain(w.text) for w in words]):
                 starts.append(words[j].start - true[i].start)
                 ends.append(words[j].end - true[i].end)
     if not starts:
@@ -103,7 +77,7 @@ def choose_word_times(
     model: Any,
     processor: Any,
     utterances: Utterances,
-    truth: Mapping[str, Sequence[TrueWord]],
+    truth: Mapping[str, Sequence[Interval]],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """The settings with the smallest median distances once each has its best offset, among: every monotonic head for
@@ -119,7 +93,7 @@ def choose_word_times(
         for row, (ids, true) in enumerate(zip(said.ids, said.truth, strict=True)):
             words = _word_tokens(processor.tokenizer, ids)
             count += len(true)
-            for i, j in align_words([plain(w.word) for w in true], [text for text, _, _ in words]):
+            for i, j in align_words([plain(w.label) for w in true], [text for text, _, _ in words]):
                 for key, times in candidates.items():
                     first = key[0] == "start"
                     predicted = float(times[row, words[j][1] if first else words[j][2]])
@@ -153,7 +127,7 @@ class _Recognised:
     encoder_outputs: Any
     mask: torch.Tensor
     ids: list[list[int]]
-    truth: list[Sequence[TrueWord]]
+    truth: list[Sequence[Interval]]
 
     def times(self, settings: dict[str, Any] | None) -> Any:
         return token_times(
@@ -186,7 +160,7 @@ def _recognised(
     model: Any,
     processor: Any,
     utterances: Utterances,
-    truth: Mapping[str, Sequence[TrueWord]],
+    truth: Mapping[str, Sequence[Interval]],
     progress: Callable[[int], None] | None,
 ) -> Iterator[_Recognised]:
     """The utterances whose words are known, in batches of similar length."""
