@@ -109,12 +109,21 @@ def start_of(cell: Cell, plan: Plan) -> Path:
     return folder
 
 
-def word_times_of(plan: Plan) -> Path:
-    """The words of the training split by the cross-attention of the converted Whisper."""
-    file = plan.output / "starts" / "words.ctm"
+def data_of(cell: Cell, plan: Plan) -> Path:
+    """The corpus that a cell trains on."""
+    data = plan.data if cell.data == "first" else plan.both
+    if data is None:
+        raise CellError(f"{cell.name} trains on two corpora: name the second with --second-data")
+    return data
+
+
+def word_times_of(cell: Cell, plan: Plan) -> Path:
+    """The words of a cell's training split by the cross-attention of the converted Whisper."""
+    file = plan.output / "starts" / f"words{'-both' * (cell.data == 'both')}.ctm"
     if not file.is_file():
         model, processor = load_recogniser(str(start_of(Cell("softmax", "full", 0), plan)))
-        utterances = prepare_split(read_split(str(plan.data), "train"), processor, True)
+        rows = read_split(str(data_of(cell, plan)), "train", lower_case=True)
+        utterances = prepare_split(rows, processor, True)
         aligned = align_words(model, processor, utterances)
         write_text_atomically(file, "".join(line for name, words in aligned for line in ctm_lines(name, words)))
     return file
@@ -122,18 +131,19 @@ def word_times_of(plan: Plan) -> Path:
 
 def overrides_of(cell: Cell, plan: Plan) -> list[str]:
     """What sets a cell's recipe apart, as scripts/train.py takes it."""
-    data = plan.data if cell.data == "first" else plan.both
-    if data is None:
-        raise CellError(f"{cell.name} trains on two corpora: name the second with --second-data")
-    settings = [f"data.path={data.absolute()}", f"start_from={start_of(cell, plan).absolute()}", f"seed={cell.seed}"]
-    settings.append(f"schedule.max_steps={plan.steps}")
+    settings = [
+        f"data.path={data_of(cell, plan).absolute()}",
+        f"start_from={start_of(cell, plan).absolute()}",
+        f"seed={cell.seed}",
+        f"schedule.max_steps={plan.steps}",
+    ]
     if cell.reading == "full":
         return [*settings, *WITHOUT_STOPS, *plan.overrides]
     return [
         *settings,
         "model.head_regularizer=reference",
         "model.head_regularizer_weight=0.0002",  # a position, head and layer
-        f"data.word_times={word_times_of(plan).absolute()}",
+        f"data.word_times={word_times_of(cell, plan).absolute()}",
         f"model.reference_window={REFERENCE_WINDOWS[cell.reading]}",
         *plan.overrides,
     ]
