@@ -178,7 +178,9 @@ def run(case: Case, mode: str, dtype: torch.dtype) -> dict[str, Tensor]:
     arguments = {}
     for name, value in case.arguments.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            value = value.to(case.dtype if name != "alpha" else value.dtype).to(dtype if name != "alpha" else torch.float64)
+            value = value.to(case.dtype if name != "alpha" else value.dtype).to(
+                dtype if name != "alpha" else torch.float64
+            )
             value = value.detach().requires_grad_(name in case.with_gradient)
         arguments[name] = value
     with kernels.use(mode):
@@ -255,8 +257,13 @@ def main() -> int:
             largest = max(largest, worst)
             if worst > 1:
                 count += 1
-                print(f"{function} {number}: " + ", ".join(f"{k} {v:.3g}" for k, v in apart.items() if v > 1), flush=True)
-        print(f"{function}: {arguments.cases} cases, {count} different; largest {largest:.2g} of what is allowed", flush=True)
+                print(
+                    f"{function} {number}: " + ", ".join(f"{k} {v:.3g}" for k, v in apart.items() if v > 1), flush=True
+                )
+        print(
+            f"{function}: {arguments.cases} cases, {count} different; largest {largest:.2g} of what is allowed",
+            flush=True,
+        )
         different += count
     return 1 if different else 0
 

@@ -113,6 +113,17 @@ def test_the_native_forms_alone_take_no_shapes_that_do_not_fit(sizes):
     assert kernels.expected_soft_attention(energy, energy, 2, mask) is None
 
 
+@pytest.mark.parametrize("below", [1.5, 2.0, 2.3])
+def test_entmax_of_many_equal_scores_near_the_edge_of_the_support(below):
+    """Where the step towards the threshold is longest, and must not pass all scores."""
+    for length in (31, 70):
+        scores = torch.full((length - 1, length), -below).tril(-1)  # length, length − 1 … 2 largest ones
+        for alpha in torch.linspace(1.02, 1.5, 25).tolist():
+            with kernels.use("eager"):
+                expected = entmax(scores.double(), alpha)
+            torch.testing.assert_close(entmax(scores, alpha).double(), expected, rtol=1e-5, atol=3e-7)
+
+
 @pytest.mark.parametrize("mode", ["auto", "eager"])
 @pytest.mark.parametrize("chunk_size", [None, 3])
 def test_soft_attention_where_nothing_is_real_at_first_or_at_all(mode, chunk_size):

@@ -58,8 +58,7 @@ def entmax_attention(
     _check_over_scores(query, key, mask, bias)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p = {dropout_p} must lie in [0, 1].")
-    if not (0 <= chunks[0] <= LARGEST_SIZE and -1 <= chunks[1] <= LARGEST_SIZE):
-        raise ValueError(f"chunks = {tuple(chunks)}; the size must be at least 0, and the chunks before at least -1.")
+    _check_chunks(chunks)
     alphas = _alpha_per_head(alpha, query)
     _check_devices(query, key=key, value=value, alpha=alphas, mask=mask, bias=bias)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -111,6 +110,11 @@ def _check_over_scores(query: Tensor, key: Tensor, mask: Tensor | None, bias: Te
         shape = tuple(tensor.shape)
         if len(shape) > 4 or any(m not in (1, n) for m, n in zip(shape[::-1], scores[::-1], strict=False)):
             raise ValueError(f"{name} has shape {shape}; it must broadcast to {scores}, (batch, heads, queries, keys).")
+
+
+def _check_chunks(chunks: Chunks) -> None:
+    if not (0 <= chunks[0] <= LARGEST_SIZE and -1 <= chunks[1] <= LARGEST_SIZE):
+        raise ValueError(f"chunks = {tuple(chunks)}; the size must be at least 0, and the chunks before at least -1.")
 
 
 def _check_devices(query: Tensor, **others: Tensor | None) -> None:
