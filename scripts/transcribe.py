@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
     )
+    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
     parser.add_argument("--max-seconds", type=float, default=60.0, help="longer files are refused (default: 60)")
     add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
@@ -79,7 +80,7 @@ def main() -> int:
         return 1
     transcripts = []
     to_screen = arguments.output == "-"
-    with decoding_as(model, arguments.decoding, arguments.firing_rule):
+    with decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight):
         for transcript in transcribe_files(
             model, processor, files, max_seconds=arguments.max_seconds, num_beams=arguments.num_beams
         ):
