@@ -7,6 +7,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .chunks import NO_CHUNKS, Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .layers import Rotation, rotate
 from .transforms import apply_weights, make_transform
 
 
@@ -93,6 +94,7 @@ class SelfAttention(MultiHeadAttention):
         cache: Cache | KeyValueCache | None = None,
         need_weights: bool = False,
         chunks: Chunks = NO_CHUNKS,
+        rotation: Rotation | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Reads the states of its own side.
 
@@ -104,12 +106,13 @@ class SelfAttention(MultiHeadAttention):
             cache: of the keys and values of all layers; filled and read.
             need_weights: without them, α-entmax attention need not hold them.
             chunks: a state reads its chunk and some before it alone, besides what `attention_mask` says.
+            rotation: of rotary positions, by which queries and keys are turned.
 
         Returns:
             output (B, T, C), and weights (B, H, T, S) if they are needed, or lent to another layer.
         """
         value = self.heads_of(self.v_proj, hidden_states)
-        key = value[..., :0] if self.borrows_map else self.heads_of(self.k_proj, hidden_states)
+        key = value[..., :0] if self.borrows_map else rotate(self.heads_of(self.k_proj, hidden_states), rotation)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         dropout_p = self.dropout if self.training else 0.0
@@ -118,7 +121,7 @@ class SelfAttention(MultiHeadAttention):
                 raise ValueError(f"layer {self.layer_idx} has no map of its own; give the one it shares as shared_map.")
             return self.out_proj(merge_heads(apply_weights(shared_map, value, dropout_p))), shared_map
         context, weights = self.transform.attend(
-            self.heads_of(self.q_proj, hidden_states),
+            rotate(self.heads_of(self.q_proj, hidden_states), rotation),
             key,
             value,
             attention_mask,

@@ -37,6 +37,16 @@ def check_map_groups(config: Any) -> None:
             )
 
 
+def check_rotary(config: Any) -> None:
+    """Refuses heads that cannot be turned."""
+    width = config.head_width("encoder")
+    if config.encoder_positions == "rotary" and width % 2:
+        raise ValueError(
+            f"encoder_positions = 'rotary' turns pairs of numbers, and d_model / encoder_attention_heads = {width} is "
+            "odd: take another d_model or number of heads, or 'sinusoidal' positions."
+        )
+
+
 def check_chunks(config: Any) -> None:
     """Refuses sizes of chunks that are none."""
     if config.encoder_chunk_size < 0:

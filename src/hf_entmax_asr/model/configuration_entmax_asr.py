@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups, one_of
+from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups, check_rotary, one_of
 
 Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
@@ -30,6 +30,7 @@ LARGEST_SIZES = {
 }
 FRONT_ENDS = ("conv2d", "whisper")
 POSITIONS = ("sinusoidal", "learned")
+ENCODER_POSITIONS = (*POSITIONS, "rotary")
 FRACTIONS = (
     "dropout",
     "attention_dropout",
@@ -132,7 +133,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
 
     Positions and prompts (not in the paper; a pretrained start needs them):
         encoder_positions, decoder_positions (`str`): `"sinusoidal"`, of any length, or `"learned"`, a table of
-            max_source_positions and max_target_positions rows, beyond which nothing can be read or written.
+            max_source_positions and max_target_positions rows, beyond which nothing can be read or written. The
+            encoder's may be `"rotary"`: queries and keys are turned by their positions (Su et al. 2021, arXiv
+            2104.09864), so that weights depend on distances alone and audio of any length sounds alike.
         max_source_positions, max_target_positions (`int`): those lengths, in encoder positions and in tokens.
         scale_embedding (`bool`): multiply what comes out of the front end and the token embeddings by √C before
             positions are added.
@@ -296,7 +299,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
             ("cross_head_transform", CROSS_HEAD_TRANSFORMS),
             ("cross_attention", ("full", "monotonic")),
             ("front_end", FRONT_ENDS),
-            ("encoder_positions", POSITIONS),
+            ("encoder_positions", ENCODER_POSITIONS),
             ("decoder_positions", POSITIONS),
             ("head_regularizer", HEAD_REGULARIZERS),
             ("activation_function", tuple(ACT2FN)),
@@ -345,7 +348,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
             )
 
     def validate_layers(self) -> None:
-        """Refuses heads and groups that do not fit the layers, and chunks that are none."""
+        """Refuses heads and groups that do not fit the layers, positions that do not fit the heads, and no chunks."""
+        check_rotary(self)
         check_heads_per_layer(self)
         check_map_groups(self)
         check_chunks(self)

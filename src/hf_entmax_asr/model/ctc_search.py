@@ -8,12 +8,11 @@ Axes: B utterances, S positions, V vocabulary, K beams, C candidates of a positi
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
 
 from .ctc_prefix import text_log_probabilities
 
@@ -21,9 +20,6 @@ FEWEST_CANDIDATES = 24  # of a position; what is less likely there begins no tex
 CANDIDATES_PER_BEAM = 2
 HASH_FACTOR = 6364136223846793005  # odd, so that no text's key loses bits
 NOTHING = -math.inf
-# Processors that scale scores, or know the rows of a batch, say nothing about what a token adds.
-RESCALING = ("repetition_penalty", "guidance_scale", "exponential_decay_length_penalty", "watermarking_config")
-KNOWN_ARGUMENTS = {"input_features", "attention_mask", "encoder_outputs", "decoder_input_ids", "logits_processor"}
 
 Additions = Callable[[Tensor], Tensor]
 
@@ -180,19 +176,6 @@ def _fill_in(state: _Beams, longer: Tensor, additions: Additions) -> None:
         state.next_added[rows] = additions(state.tokens[rows][:, :length]).to(state.next_added)
 
 
-def check_alone(settings: GenerationConfig, asked: Iterable[str]) -> None:
-    """
-    Raises:
-        ValueError: options of `generate` that CTC alone has no place for.
-    """
-    rescaling = [name for name in RESCALING if getattr(settings, name, None) not in (None, 1.0)]
-    if refused := [*rescaling, *(set(asked) - KNOWN_ARGUMENTS)]:
-        raise ValueError(
-            f"ctc_weight = 1 is CTC alone, in which {', '.join(sorted(refused))} mean nothing: leave them out, or take "
-            "a smaller ctc_weight."
-        )
-
-
 def likeliest_texts(
     log_probs: Tensor, lengths: Tensor, limits: Tensor, end: int, blank: int, beams: int, additions: Additions | None
 ) -> CtcTexts:
@@ -211,26 +194,3 @@ def likeliest_texts(
     total, order = total.sort(dim=1, descending=True, stable=True)
     tokens = texts.tokens.gather(1, order[..., None].expand_as(texts.tokens))
     return CtcTexts(tokens, texts.lengths.gather(1, order), total)
-
-
-def additions_of(processors: LogitsProcessorList, given: Tensor, vocabulary: int) -> Additions | None:
-    """What processors add to the scores of the next tokens, where all have the score 0; given (P,) before the text."""
-    if not processors:
-        return None
-
-    def additions(texts: Tensor) -> Tensor:
-        ids = torch.cat([given.expand(len(texts), -1), texts], 1)
-        return processors(ids, torch.zeros(len(texts), vocabulary, device=texts.device))
-
-    return additions
-
-
-def sequences_of(texts: CtcTexts, count: int, given: Tensor, end: int, pad: int) -> tuple[Tensor, Tensor]:
-    """The `count` best texts of each utterance as `generate` returns them, behind the tokens given (B, P): (B·count,
-    P + U + 1), and their scores (B·count,)."""
-    tokens, lengths = texts.tokens[:, :count].flatten(0, 1), texts.lengths[:, :count].flatten()
-    tokens = torch.cat([tokens, torch.full_like(lengths, pad)[:, None]], 1)
-    index = torch.arange(tokens.shape[1], device=tokens.device)
-    tokens = tokens.masked_fill(index > lengths[:, None], pad).masked_fill(index == lengths[:, None], end)
-    sequences = torch.cat([given.repeat_interleave(count, 0), tokens[:, : int(lengths.max()) + 1]], 1)
-    return sequences, texts.scores[:, :count].flatten().float()

@@ -1,21 +1,21 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
-from transformers.generation import GenerateBeamEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
 
 from .cache import make_cache
-from .chunks import Chunks
+from .chunks import Chunks, encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .ctc_prefix import CtcPrefixScorer
-from .ctc_search import additions_of, check_alone, likeliest_texts, sequences_of
+from .ctc_generation import generate_with_ctc_alone, weight_of_ctc, with_ctc
 from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
+from .live_generation import check_live, generate_live
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
 from .sessions import StreamSession
@@ -74,34 +74,36 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
         `ctc_weight`, here or in the generation configuration: 0, the default, is the decoder alone, between 0 and 1
         CTC has its say at every token (see `ctc_prefix`), 1 is CTC alone, without the decoder (see `ctc_search`).
+
+        `input_features` may be an iterator of pieces of audio or features as they come in: see `live_generation`.
         """
-        settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
+        if isinstance(features, Iterator):
+            return self._generate_live(features, generation_config, language, task, kwargs)
+        settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         encoder_outputs, cache = kwargs.get("encoder_outputs"), kwargs.get("past_key_values")
-        ctc_weight = self._ctc_weight(settings, kwargs)
+        ctc_weight = weight_of_ctc(self, settings, kwargs)
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
         check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
         needs_states = wants_boundaries or language == DETECT or ctc_weight > 0 or {*chunks.values()} != {None}
         if encoder_outputs is None and features is not None and needs_states:
-            encoder_outputs = self.get_encoder()(
-                features,
-                attention_mask=kwargs.get("attention_mask"),
-                **chunks,
-                output_attentions=settings.output_attentions,
-                output_hidden_states=settings.output_hidden_states,
-                return_dict=True,
-            )
+            wanted = {name: getattr(settings, name) for name in ("output_attentions", "output_hidden_states")}
+            mask = kwargs.get("attention_mask")
+            encoder_outputs = self.get_encoder()(features, attention_mask=mask, return_dict=True, **chunks, **wanted)
         source = features if encoder_outputs is None else encoder_outputs[0]
         if source is not None and kwargs.get("decoder_input_ids") is None:
             kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
         limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
         if encoder_outputs is not None and ctc_weight == 1:
-            return self._with_ctc_alone(settings, encoder_outputs, generation_config, kwargs, limits)
+            _, others = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+            longest = self._longest(generation_config, kwargs, None)
+            return generate_with_ctc_alone(self, settings, encoder_outputs, others, limits, longest)
         generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)  # a copy: beams repeat states in place
-            kwargs |= self._with_ctc(ctc_weight, settings, encoder_outputs[0], kwargs)
+            if ctc_weight > 0:
+                kwargs |= with_ctc(self, ctc_weight, settings, encoder_outputs[0], kwargs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         if end is not None and limits is not None and (end.cut & (limits > 0)).any():
             logger.warning_once(CUT)
@@ -118,82 +120,30 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             encoder_outputs=(states.repeat_interleave(repeats, 0),),
         )
 
-    def _ctc_weight(self, settings: GenerationConfig, asked: dict[str, Any]) -> float:
-        """The weight of CTC that is asked for, taken out of `asked`; what cannot be combined with it is refused."""
-        weight = asked.pop("ctc_weight", None)
-        weight = getattr(settings, "ctc_weight", None) if weight is None else weight
-        if not weight:
-            return 0.0
-        if not 0 <= weight <= 1:
-            raise ValueError(f"ctc_weight = {weight} must lie in [0, 1]: 0 is the decoder alone, 1 CTC alone.")
-        if not hasattr(self, "ctc_head"):
-            raise ValueError(
-                f"ctc_weight = {weight}: this model has no CTC head. Train one (ctc_loss_weight), or leave it out."
-            )
-        if settings.do_sample or asked.get("assistant_model") is not None:
-            raise ValueError(f"ctc_weight = {weight} is for greedy and beam search, not for sampling or an assistant.")
-        return float(weight)
-
-    def _with_ctc(
-        self, weight: float, settings: GenerationConfig, states: Tensor, asked: dict[str, Any]
-    ) -> dict[str, LogitsProcessorList]:
-        """CTC before the other processors of the scores, if it has weight; encoder states are (B, S, C)."""
-        if weight == 0:
-            return {}
-        prompt, ends = asked.get("decoder_input_ids"), self.config.eos_token_id
-        scorer = CtcPrefixScorer(
-            *self._ctc_scores(states, asked.get("attention_mask")),
-            weight,
-            blank=self.config.pad_token_id,
-            end=ends if isinstance(ends, list) else [int(ends or 0)],
-            given=1 if prompt is None else prompt.shape[1],
-            beams=settings.num_beams or 1,
-        )
-        return {"logits_processor": LogitsProcessorList([scorer, *(asked.get("logits_processor") or [])])}
-
-    def _ctc_scores(self, states: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, S, C) -> log probabilities of CTC (B, S, V), and the positions of each utterance (B,)."""
-        model: Any = self
-        mask = model.position_mask(attention_mask)
-        lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
-        return model.ctc_head(states).float().log_softmax(-1), lengths
-
-    def _with_ctc_alone(
+    def _generate_live(
         self,
-        settings: GenerationConfig,
-        encoder_outputs: BaseModelOutput,
+        pieces: Iterator[Any],
         generation_config: GenerationConfig | None,
+        language: str | None,
+        task: str | None,
         asked: dict[str, Any],
-        limits: Tensor | None,
     ) -> ModelOutput | Tensor:
-        """`generate` without the decoder: texts that CTC finds likeliest, or that are best with what logits processors
-        add to them."""
-        _, others = self._prepare_generation_config(generation_config, **asked)  # type: ignore[misc]
-        check_alone(settings, others)
+        """`generate` while audio comes in."""
+        settings, others = self._prepare_generation_config(generation_config, **asked)  # type: ignore[misc]
+        ctc_weight = weight_of_ctc(self, settings, others)
+        chunks = encoder_chunks(self.config, False, asked)
+        check_live(self, settings, chunks, ctc_weight, others)
         self._prepare_special_tokens(settings, device=self.device)  # type: ignore[misc]
-        scores, lengths = self._ctc_scores(encoder_outputs[0], asked.get("attention_mask"))
-        start = torch.tensor([[self.config.decoder_start_token_id]], device=scores.device).expand(len(scores), -1)
-        given = start if asked.get("decoder_input_ids") is None else asked["decoder_input_ids"]
-        longest = self._longest(generation_config, asked, limits) - given.shape[1] - 1  # the end is a token too
-        limits = lengths.clamp(max=longest) if limits is None else torch.minimum(limits, lengths).clamp(max=longest)
-        processors = self._get_logits_processor(  # type: ignore[misc]
-            generation_config=settings,
-            input_ids_seq_length=given.shape[1],
-            logits_processor=asked.get("logits_processor"),
-            device=scores.device,
-        )
-        end, beams = int(settings._eos_token_tensor[0]), settings.num_beams or 1
-        blank = self.config.pad_token_id
-        additions = additions_of(processors, given[0], scores.shape[2])
-        texts = likeliest_texts(scores, lengths, limits, end, blank, beams, additions)
-        sequences, totals = sequences_of(texts, settings.num_return_sequences or 1, given, end, blank)
-        if not settings.return_dict_in_generate:
-            return sequences
-        return GenerateBeamEncoderDecoderOutput(
-            sequences=sequences,
-            sequences_scores=totals,
-            encoder_hidden_states=encoder_outputs.get("hidden_states"),
-            encoder_attentions=encoder_outputs.get("attentions"),
+        prompt = self._spoken_prompt(language, task)
+        return generate_live(
+            self,
+            pieces,
+            chunks,
+            prompt,
+            settings,
+            self._longest(generation_config, asked, None) - 1 - len(prompt),
+            asked.get("processor"),
+            asked.get("streamer"),
         )
 
     def stream(
@@ -228,8 +178,6 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 f"num_beams = {num_beams}: a session writes greedily, because beams change what they wrote. Set "
                 "num_beams=1, or use generate with encoder_chunk_size for the whole audio."
             )
-        if language == DETECT:
-            raise ValueError(f"language = {DETECT!r} needs the whole audio: name the language.")
         extractor = processor.feature_extractor
         position_ms = 1000 * extractor.seconds_per_frame * self.config.frames_per_position
         size = round(chunk_ms / position_ms)
@@ -240,11 +188,17 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             )
         if left_chunks < -1:
             raise ValueError(f"left_chunks = {left_chunks} must be at least 0, or -1 for all.")
-        prompt = list(self.config.decoder_prompt_ids)
-        if language is not None or task is not None:
-            prompt = prompt_ids(self.generation_config, language, task)
         rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
+        prompt = self._spoken_prompt(language, task)
         return StreamSession(self, processor, Chunks(size, left_chunks), pause_rule=rule, prompt=prompt)
+
+    def _spoken_prompt(self, language: str | None, task: str | None) -> list[int]:
+        """Tokens behind the start token for audio that comes in."""
+        if language == DETECT:
+            raise ValueError(f"language = {DETECT!r} needs the whole audio: name the language.")
+        if language is None and task is None:
+            return list(self.config.decoder_prompt_ids)
+        return prompt_ids(self.generation_config, language, task)
 
     def _prompt(
         self,
