@@ -83,7 +83,8 @@ def generate_with_ctc_alone(
     """
     check_alone(settings, asked)
     model._prepare_special_tokens(settings, device=model.device)
-    scores, lengths = ctc_scores(model, encoder_outputs[0], asked.get("attention_mask"))
+    states: Any = encoder_outputs[0]
+    scores, lengths = ctc_scores(model, states, asked.get("attention_mask"))
     start = torch.tensor([[model.config.decoder_start_token_id]], device=scores.device).expand(len(scores), -1)
     given = start if asked.get("decoder_input_ids") is None else asked["decoder_input_ids"]
     room = max(0, longest - given.shape[1] - 1)
@@ -101,7 +102,7 @@ def generate_with_ctc_alone(
     if not settings.return_dict_in_generate:
         return sequences
     return GenerateBeamEncoderDecoderOutput(
-        sequences=sequences,
+        sequences=sequences,  # type: ignore[arg-type]
         sequences_scores=totals,
         encoder_hidden_states=encoder_outputs.get("hidden_states"),
         encoder_attentions=encoder_outputs.get("attentions"),
@@ -128,7 +129,7 @@ def additions_of(processors: LogitsProcessorList, given: Tensor, vocabulary: int
 
     def additions(texts: Tensor) -> Tensor:
         ids = torch.cat([given.expand(len(texts), -1), texts], 1)
-        return processors(ids, torch.zeros(len(texts), vocabulary, device=texts.device))
+        return processors(ids, torch.zeros(len(texts), vocabulary, device=texts.device))  # type: ignore[arg-type]
 
     return additions
 

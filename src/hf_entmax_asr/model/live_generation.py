@@ -91,7 +91,7 @@ def generate_live(
     )
     if not settings.return_dict_in_generate:
         return sequences
-    output = GenerateEncoderDecoderOutput(sequences=sequences)
+    output = GenerateEncoderDecoderOutput(sequences=sequences)  # type: ignore[arg-type]
     output["boundaries"] = _boundaries(streams, sequences.shape[1] - 1)
     return output
 

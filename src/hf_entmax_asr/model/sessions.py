@@ -211,7 +211,7 @@ class StreamSession:
         if self._heard > self._start_sample:
             if self._pauses is not None:
                 self._pauses.hear(self._recent)
-            states = []
+            states: list[Any] = []
             for chunk in self._encoder.rest():
                 states.append((yield chunk))
             tokens = yield from self._end(torch.cat(states, 1) if states else None, self._heard)

@@ -95,14 +95,14 @@ class LeftContext:
 
 
 class Chunk(NamedTuple):
-    """Positions that an encoder has to compute: `count` from `first` on, out of frames (T, F) that begin `back`
+    """What an encoder has to compute: so many `positions` from `first` on, out of frames (T, F) that begin `back`
     positions before them."""
 
     owner: "IncrementalEncoder"
     frames: Tensor
     back: int
     first: int
-    count: int
+    positions: int
 
 
 class IncrementalEncoder:
@@ -240,7 +240,7 @@ def encode(chunks: Sequence[Chunk]) -> list[Tensor]:
     states: dict[int, Tensor] = {}
     shapes: dict[tuple[int, int, int], list[int]] = {}
     for index, chunk in enumerate(chunks):
-        shapes.setdefault((len(chunk.frames), chunk.back, chunk.count), []).append(index)
+        shapes.setdefault((len(chunk.frames), chunk.back, chunk.positions), []).append(index)
     for indices in shapes.values():
         states |= zip(indices, _encode_alike([chunks[index] for index in indices]).split(1), strict=True)
     return [states[index] for index in range(len(chunks))]
