@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import GenerateBeamEncoderDecoderOutput
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .ctc_prefix import CtcPrefixScorer
@@ -68,7 +67,7 @@ def ctc_scores(model: Any, states: Tensor, attention_mask: Tensor | None) -> tup
 def generate_with_ctc_alone(
     model: Any,
     settings: GenerationConfig,
-    encoder_outputs: BaseModelOutput,
+    encoder_outputs: Any,
     asked: dict[str, Any],
     limits: Tensor | None,
     longest: int,
@@ -83,8 +82,7 @@ def generate_with_ctc_alone(
     """
     check_alone(settings, asked)
     model._prepare_special_tokens(settings, device=model.device)
-    states: Any = encoder_outputs[0]
-    scores, lengths = ctc_scores(model, states, asked.get("attention_mask"))
+    scores, lengths = ctc_scores(model, encoder_outputs[0], asked.get("attention_mask"))
     start = torch.tensor([[model.config.decoder_start_token_id]], device=scores.device).expand(len(scores), -1)
     given = start if asked.get("decoder_input_ids") is None else asked["decoder_input_ids"]
     room = max(0, longest - given.shape[1] - 1)
@@ -95,7 +93,8 @@ def generate_with_ctc_alone(
         logits_processor=asked.get("logits_processor"),
         device=scores.device,
     )
-    end, blank = int(settings._eos_token_tensor[0]), model.config.pad_token_id
+    ends: Any = settings._eos_token_tensor
+    end, blank = int(ends[0]), model.config.pad_token_id
     additions = additions_of(processors, given[0], scores.shape[2])
     texts = likeliest_texts(scores, lengths, limits, end, blank, settings.num_beams or 1, additions)
     sequences, totals = sequences_of(texts, settings.num_return_sequences or 1, given, end, blank)
