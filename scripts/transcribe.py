@@ -72,7 +72,7 @@ def main() -> int:
         print(f"transcribe.py: no audio files in {', '.join(map(str, arguments.audio))}", file=sys.stderr)
         return 1
     try:
-        model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        model, processor = load_recogniser(arguments.checkpoint, arguments.device, any_system=True)
         model = with_language_model(model, processor, arguments)
     except (CheckpointError, LanguageModelError, FileNotFoundError, ImportError) as error:
         print(f"transcribe.py: {error}", file=sys.stderr)
