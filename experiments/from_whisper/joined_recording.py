@@ -6,16 +6,18 @@
 Clips of a split, in a random order, are joined with pauses of 0.3 to 1 s of noise at -60 dB between them. The clips,
 and the recording (read from a file, and by the pipeline from memory), are recognised in processes of their own, whose
 peak memory is told; beside it that of the first minute of the recording, for what does not come from its length.
+What OUTPUT has already is not made again.
 """
 
 import argparse
+import json
 import multiprocessing
 import re
 import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ import soundfile
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import read_corpus
 from hf_entmax_asr.error_messages import reports_errors
@@ -128,10 +131,13 @@ def main() -> int:
     seconds = soundfile.info(recording).duration
     print(f"{seconds / 60:.1f} minutes, {len(reference.split()):,} words", flush=True)
     for name, (work, given) in works.items():
-        # A fresh process each, for peak memory is that of a process's whole life.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            done: Done = pool.submit(work, arguments.checkpoint, given, *settings).result()
-        (arguments.output / f"{name.replace(' ', '_')}.txt").write_text(done.text + "\n", encoding="utf-8")
+        kept = arguments.output / f"{name.replace(' ', '_')}.json"
+        if not kept.exists():
+            # A fresh process each, for peak memory is that of a process's whole life.
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                done: Done = pool.submit(work, arguments.checkpoint, given, *settings).result()
+            write_text_atomically(kept, json.dumps(asdict(done)) + "\n")
+        done = Done(**json.loads(kept.read_text()))
         errors = "" if given == [minute] else f"{error_counts([reference], [done.text])}; "
         print(f"{name}: {errors}{done.seconds:.0f} s, peak memory {done.peak_gib:.2f} GiB", flush=True)
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from hf_entmax_asr.audio.containers import cut_short, ffmpeg_blocks, ogg_fault
-from hf_entmax_asr.audio.reading import check_regular, read_audio
+from hf_entmax_asr.audio.reading import ForwardSoundFile, check_regular, read_audio
 from hf_entmax_asr.audio.resampling import check_sampling_rate, resample_blocks
 from hf_entmax_asr.audio.sphere import is_shorten_compressed
 
@@ -41,7 +41,7 @@ def audio_blocks(path: str | Path, sampling_rate: int = 16_000) -> Iterator[np.n
     except ImportError as error:
         raise ImportError(f"{path}: {error}") from error
     except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
 def announced_seconds(path: str | Path) -> float | None:
@@ -79,7 +79,7 @@ def _resampled(path: Path, sampling_rate: int) -> Iterator[np.ndarray]:
 def _decoded(file: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks (samples,), the mean of the channels, and their rate (Hz)."""
     try:
-        audio = soundfile.SoundFile(file)
+        audio = ForwardSoundFile(file)
     except soundfile.LibsndfileError as error:
         file.seek(0)
         try:

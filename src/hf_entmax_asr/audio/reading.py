@@ -88,13 +88,21 @@ def audio_duration(item: Path | bytes) -> float:
     return len(samples) / sampling_rate
 
 
+class ForwardSoundFile(soundfile.SoundFile):
+    """A file that is read from its beginning to its end. soundfile seeks after each reading of a file that can be
+    sought in, which in an MP3 loses what the next frame needs of the one before."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _NotForLibsndfile(ValueError):
     """libsndfile does not know this kind of file."""
 
 
 def _open(file: Any) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(file)
+        return ForwardSoundFile(file)
     except soundfile.LibsndfileError as error:
         raise _NotForLibsndfile(error.error_string) from error
 

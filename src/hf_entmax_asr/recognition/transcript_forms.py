@@ -87,12 +87,11 @@ def cues(words: Sequence[TimedText]) -> list[Cue]:
     groups: list[list[TimedText]] = []
     for word in words:
         group = groups[-1] if groups else []
-        text = joined([*(w.text for w in group), word.text])
         if (
             not group
             or word.start - group[-1].end >= PAUSE_S
             or word.end - group[0].start > LONGEST_CUE_S
-            or len(text) > 2 * LINE_CHARACTERS
+            or any(len(line) > LINE_CHARACTERS for line in _lines([*(w.text for w in group), word.text]))
             or SENTENCE_END.search(group[-1].text)
         ):
             groups.append([word])
