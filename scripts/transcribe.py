@@ -56,6 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
     )
+    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
     parser.add_argument(
         "--piece-seconds", type=float, default=30.0, help="longer files are cut at their pauses (default: 30)"
     )
@@ -108,7 +109,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What the texts depend on."""
         given = vars(self.arguments)
-        names = ("num_beams", "decoding", "firing_rule", "piece_seconds", "max_seconds", "lm", "lm_weight")
+        names = ("num_beams", "decoding", "firing_rule", "ctc_weight", "piece_seconds", "max_seconds", "lm", "lm_weight")
         names += ("insertion_bonus", "lm_unit", "unknown_words")
         weights = Path(self.arguments.checkpoint) / "model.safetensors"
         return {
@@ -156,7 +157,7 @@ class Run:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device or self.team.device)
         model = with_language_model(model, processor, arguments)
         with ExitStack() as stack:
-            stack.enter_context(decoding_as(model, arguments.decoding, arguments.firing_rule))
+            stack.enter_context(decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight))
             if self.journal is not None:
                 stack.enter_context(self.journal)
             done = transcribe_files(
