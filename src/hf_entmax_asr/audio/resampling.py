@@ -6,6 +6,7 @@ as 0.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -55,6 +56,34 @@ def resample_by_ratio(waveform: np.ndarray, old: int, new: int) -> np.ndarray:
     if new * (old + 2 * _reach(old, new)) <= LARGEST_BANK:
         return _resample_by_bank(waveform, old, new)
     return _resample_by_table(waveform, old, new)
+
+
+def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (samples,) of a waveform that follow each other -> blocks of the waveform that `resample` gives of them
+    all, as soon as enough is known; no more is held than a block and some milliseconds on both sides.
+
+    Raises ValueError for rates outside 1 to 768 kHz.
+    """
+    check_sampling_rate(from_rate)
+    check_sampling_rate(to_rate)
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    common = math.gcd(from_rate, to_rate)
+    old, new = from_rate // common, to_rate // common
+    around = -(-_reach(old, new) // old)  # periods of `old` samples that new ones on an edge are made of
+    held, before = np.zeros(0, np.float32), 0  # samples, and periods of them that have been resampled already
+    for block in blocks:
+        held = np.concatenate([held, block])
+        periods = len(held) // old - around  # that have enough behind them
+        if periods <= before:
+            continue
+        known = resample_by_ratio(held[: (periods + around) * old], old, new)
+        yield known[before * new : periods * new]
+        kept = max(0, periods - around)
+        held, before = held[kept * old :], periods - kept
+    if len(held):
+        yield resample_by_ratio(held, old, new)[before * new :]
 
 
 def _reach(old: int, new: int) -> int:

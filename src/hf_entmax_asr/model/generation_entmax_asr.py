@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers.generation import GenerateBeamEncoderDecoderOutput
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
 
@@ -13,6 +14,7 @@ from .cache import make_cache
 from .chunks import Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .ctc_prefix import CtcPrefixScorer
+from .ctc_search import additions_of, check_alone, likeliest_texts, sequences_of
 from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
@@ -45,6 +47,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         super().post_init()
         if self.generation_config is not None:
             self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
+            self.generation_config._from_model_config = False  # else what is its own (ctc_weight) is lost when loaded
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -67,8 +70,10 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
-        They cost one more pass of the decoder; the audio is encoded once. `ctc_weight` in (0, 1], here or in the
-        generation configuration, adds CTC to every token (see `ctc_prefix`).
+        They cost one more pass of the decoder; the audio is encoded once.
+
+        `ctc_weight`, here or in the generation configuration: 0, the default, is the decoder alone, between 0 and 1
+        CTC has its say at every token (see `ctc_prefix`), 1 is CTC alone, without the decoder (see `ctc_search`).
         """
         settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
@@ -91,6 +96,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         if source is not None and kwargs.get("decoder_input_ids") is None:
             kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
         limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
+        if encoder_outputs is not None and ctc_weight == 1:
+            return self._with_ctc_alone(settings, encoder_outputs, generation_config, kwargs, limits)
         generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)  # a copy: beams repeat states in place
@@ -99,14 +106,17 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         if end is not None and limits is not None and (end.cut & (limits > 0)).any():
             logger.warning_once(CUT)
         if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
-            states, mask = encoder_outputs[0], kwargs.get("attention_mask")
-            repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
-            result["boundaries"] = self.head_boundaries(
-                result.sequences,
-                attention_mask=None if mask is None else mask.repeat_interleave(repeats, 0),
-                encoder_outputs=(states.repeat_interleave(repeats, 0),),
-            )
+            result["boundaries"] = self._boundaries(result.sequences, encoder_outputs[0], kwargs.get("attention_mask"))
         return result
+
+    def _boundaries(self, sequences: Tensor, states: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Of all returned sequences (N, 1 + U), for encoder states (B, S, C) and the mask (B, T) of frames."""
+        repeats = sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
+        return self.head_boundaries(
+            sequences,
+            attention_mask=None if mask is None else mask.repeat_interleave(repeats, 0),
+            encoder_outputs=(states.repeat_interleave(repeats, 0),),
+        )
 
     def _ctc_weight(self, settings: GenerationConfig, asked: dict[str, Any]) -> float:
         """The weight of CTC that is asked for, taken out of `asked`; what cannot be combined with it is refused."""
@@ -114,6 +124,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         weight = getattr(settings, "ctc_weight", None) if weight is None else weight
         if not weight:
             return 0.0
+        if not 0 <= weight <= 1:
+            raise ValueError(f"ctc_weight = {weight} must lie in [0, 1]: 0 is the decoder alone, 1 CTC alone.")
         if not hasattr(self, "ctc_head"):
             raise ValueError(
                 f"ctc_weight = {weight}: this model has no CTC head. Train one (ctc_loss_weight), or leave it out."
@@ -128,13 +140,9 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         """CTC before the other processors of the scores, if it has weight; encoder states are (B, S, C)."""
         if weight == 0:
             return {}
-        model: Any = self
-        mask, prompt = model.position_mask(asked.get("attention_mask")), asked.get("decoder_input_ids")
-        lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
-        ends = self.config.eos_token_id
+        prompt, ends = asked.get("decoder_input_ids"), self.config.eos_token_id
         scorer = CtcPrefixScorer(
-            model.ctc_head(states).float().log_softmax(-1),
-            lengths,
+            *self._ctc_scores(states, asked.get("attention_mask")),
             weight,
             blank=self.config.pad_token_id,
             end=ends if isinstance(ends, list) else [int(ends or 0)],
@@ -142,6 +150,51 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             beams=settings.num_beams or 1,
         )
         return {"logits_processor": LogitsProcessorList([scorer, *(asked.get("logits_processor") or [])])}
+
+    def _ctc_scores(self, states: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Encoder states (B, S, C) -> log probabilities of CTC (B, S, V), and the positions of each utterance (B,)."""
+        model: Any = self
+        mask = model.position_mask(attention_mask)
+        lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
+        return model.ctc_head(states).float().log_softmax(-1), lengths
+
+    def _with_ctc_alone(
+        self,
+        settings: GenerationConfig,
+        encoder_outputs: BaseModelOutput,
+        generation_config: GenerationConfig | None,
+        asked: dict[str, Any],
+        limits: Tensor | None,
+    ) -> ModelOutput | Tensor:
+        """`generate` without the decoder: texts that CTC finds likeliest, or that are best with what logits processors
+        add to them."""
+        _, others = self._prepare_generation_config(generation_config, **asked)  # type: ignore[misc]
+        check_alone(settings, others)
+        self._prepare_special_tokens(settings, device=self.device)  # type: ignore[misc]
+        scores, lengths = self._ctc_scores(encoder_outputs[0], asked.get("attention_mask"))
+        start = torch.tensor([[self.config.decoder_start_token_id]], device=scores.device).expand(len(scores), -1)
+        given = start if asked.get("decoder_input_ids") is None else asked["decoder_input_ids"]
+        longest = self._longest(generation_config, asked, limits) - given.shape[1] - 1  # the end is a token too
+        limits = lengths.clamp(max=longest) if limits is None else torch.minimum(limits, lengths).clamp(max=longest)
+        processors = self._get_logits_processor(  # type: ignore[misc]
+            generation_config=settings,
+            input_ids_seq_length=given.shape[1],
+            logits_processor=asked.get("logits_processor"),
+            device=scores.device,
+        )
+        end, beams = int(settings._eos_token_tensor[0]), settings.num_beams or 1
+        blank = self.config.pad_token_id
+        additions = additions_of(processors, given[0], scores.shape[2])
+        texts = likeliest_texts(scores, lengths, limits, end, blank, beams, additions)
+        sequences, totals = sequences_of(texts, settings.num_return_sequences or 1, given, end, blank)
+        if not settings.return_dict_in_generate:
+            return sequences
+        return GenerateBeamEncoderDecoderOutput(
+            sequences=sequences,
+            sequences_scores=totals,
+            encoder_hidden_states=encoder_outputs.get("hidden_states"),
+            encoder_attentions=encoder_outputs.get("attentions"),
+        )
 
     def stream(
         self,

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from .configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from .generation_entmax_asr import as_encoder_outputs
 from .generation_inputs import NO_LIMIT, check_source, most_tokens, without_text_inputs
-from .search import Symbols, Text, TextScorer
+from .transducer_search import Symbols, Text, TextScorer
 
 UNSUPPORTED = {"do_sample": False, "num_return_sequences": 1, "num_beam_groups": 1}  # and what they must be
 
@@ -25,12 +25,15 @@ class SearchGenerationMixin(PreTrainedModel, GenerationMixin):
         super().post_init()
         if self.generation_config is not None:
             self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
+            if self.config.head == "ctc":  # what gives language models and others the weight of CTC asks for it here
+                self.generation_config.ctc_weight = 1.0
+            self.generation_config._from_model_config = False  # else what is its own is lost when loaded
 
     def search_texts(
         self, states: Tensor, mask: Tensor | None, limits: list[int], beams: int, scorer: TextScorer
     ) -> list[tuple[Text, float]]:
         """Encoder states (B, S, C) and their mask (B, S) -> the text of each utterance, without blanks, and its score
-        (0 of greedy search)."""
+        (0 of a transducer's greedy search)."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -85,6 +88,9 @@ class SearchGenerationMixin(PreTrainedModel, GenerationMixin):
         for name, only in UNSUPPORTED.items():
             if (value := getattr(settings, name, None)) not in (None, only):
                 raise ValueError(f"{name} = {value!r}: a {self.config.head} model searches greedily or with num_beams.")
+        weight, only = getattr(settings, "ctc_weight", None), float(self.config.head == "ctc")
+        if weight not in (None, only):
+            raise ValueError(f"ctc_weight = {weight}: of a {self.config.head} model it is {only:g}; leave it out.")
         if given := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"{given[0]} means nothing to a {self.config.head} model: leave it out.")
 

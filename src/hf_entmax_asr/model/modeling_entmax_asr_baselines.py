@@ -24,6 +24,7 @@ from .configuration_entmax_asr import EntmaxAsrConfig
 from .configuration_entmax_asr_baselines import MODEL_CLASSES, EntmaxAsrBaselineConfig
 from .constituents import ConstituentEncoder
 from .convolutional import Convolution, GatedConvolutionEncoder, JasperEncoder, MaskedBatchNorm
+from .ctc_search import additions_of, likeliest_texts
 from .feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from .generation_entmax_asr import as_encoder_outputs
 from .generation_entmax_asr_baselines import SearchGenerationMixin
@@ -38,7 +39,6 @@ from .modeling_entmax_asr import (
 from .outputs import EntmaxAsrSeq2SeqLMOutput
 from .processing_entmax_asr import EntmaxAsrProcessor
 from .recurrent import PyramidEncoder, RecurrentEncoder
-from .search import Text, TextScorer, ctc_beams, ctc_greedy, transducer_beams, transducer_greedy
 from .speller import Speller
 from .transducer import transducer_head
 from .transducer_lattice import (
@@ -47,6 +47,7 @@ from .transducer_lattice import (
     streamed_emissions,
     transducer_log_probability,
 )
+from .transducer_search import Text, TextScorer, transducer_beams, transducer_greedy
 from .transforms import learned_alphas
 
 ENCODER_CLASSES: dict[str, type[nn.Module]] = {
@@ -175,7 +176,8 @@ class EntmaxAsrBaselineForConditionalGeneration(EntmaxAsrForConditionalGeneratio
             self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
         self.post_init()
 
-    @wraps(EntmaxAsrForConditionalGeneration.forward)  # Trainer and generate read the names of its arguments
+    # Trainer and generate read the names of its arguments.
+    @wraps(EntmaxAsrForConditionalGeneration.forward)  # type: ignore[override]
     def forward(self, *args: Any, **kwargs: Any) -> tuple | EntmaxAsrSeq2SeqLMOutput:
         if self.training and self.config.head == "lstm_attention":
             kwargs["next_logits"] = self.lm_head
@@ -225,12 +227,16 @@ class EntmaxAsrBaselineForCTC(EntmaxAsrBaselinePreTrainedModel, SearchGeneration
     def search_texts(
         self, states: Tensor, mask: Tensor | None, limits: list[int], beams: int, scorer: TextScorer
     ) -> list[tuple[Text, float]]:
+        symbols = scorer.symbols
         log_probs = self.ctc_head(states).float().log_softmax(2)
-        lengths = [states.shape[1]] * len(states) if mask is None else mask.sum(1).tolist()
-        if beams == 1 and scorer.processors is None:
-            return [(text, 0.0) for text in ctc_greedy(log_probs, lengths, limits, scorer.symbols)]
-        rows = zip(log_probs, lengths, limits, strict=True)
-        return [ctc_beams(row[:length], limit, beams, scorer)[0] for row, length, limit in rows]
+        log_probs[..., symbols.never] = -torch.inf
+        lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
+        most = torch.minimum(lengths, torch.tensor(limits, device=states.device))
+        start = torch.tensor([symbols.start], device=states.device)
+        additions = additions_of(scorer.processors, start, log_probs.shape[2]) if scorer.processors else None
+        found = likeliest_texts(log_probs, lengths, most, symbols.end, symbols.blank, beams, additions)
+        best = zip(found.tokens[:, 0].tolist(), found.lengths[:, 0].tolist(), found.scores[:, 0].tolist(), strict=True)
+        return [(tuple(tokens[:count]), score) for tokens, count, score in best]
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the checkpoint is one of AutoModelForCTC too."""

@@ -145,6 +145,11 @@ class StreamSession:
         return tuple(self._tokens)
 
     @property
+    def held_numbers(self) -> int:
+        """In memory between two calls, of audio, frames, keys and values; what was written comes on top."""
+        return self._encoder.numel + self._writer.numel + self._recent.numel()
+
+    @property
     def sequence(self) -> list[int]:
         """Ids of the utterance that is heard, as `generate` returns them: start, prompt, text, perhaps the end."""
         return list(self._writer.sequence)
@@ -214,7 +219,7 @@ class StreamSession:
             mean_token_delay_ms=sum(behind) / len(behind) if behind else None,
             last_token_delay_ms=behind[-1] if behind else None,
             streamability=self._written_early / len(behind) if behind else None,
-            held_numbers=self._encoder.numel + self._writer.numel,
+            held_numbers=self.held_numbers,
         )
 
     def _begin_utterance(self) -> None:

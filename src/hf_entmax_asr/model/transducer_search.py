@@ -1,10 +1,10 @@
-"""Search for the text of an utterance by CTC and by a transducer: greedy, and with beams that sum over alignments.
+"""Search for the text of an utterance by a transducer: greedy, and with beams that sum over alignments.
 
 A beam holds texts, not alignments: what is the same text is one hypothesis with the sum of the probabilities. Language
 models, and whatever else judges the next token as a logits processor of transformers, have their say when a token is
-added to a text and when the text ends; blanks say nothing to them.
+added to a text and when the text ends; blanks say nothing to them. CTC has its own search (`ctc_search.py`).
 
-Axes: B utterances, T frames, V vocabulary, N hypotheses.
+Axes: B utterances, T steps, V vocabulary, N hypotheses.
 """
 
 import heapq
@@ -58,57 +58,6 @@ class TextScorer:
         scores = torch.full_like(like, NEVER)
         scores[self.symbols.end] = 0.0
         return 0.0 if self.processors is None else float(self.added(text, scores)[self.symbols.end])
-
-
-def ctc_greedy(log_probs: Tensor, lengths: Sequence[int], limits: Sequence[int], symbols: Symbols) -> list[Text]:
-    """The likeliest symbol at each position of (B, T, V), repetitions and blanks taken out."""
-    scores = log_probs.clone()
-    scores[..., symbols.never] = NEVER
-    texts = []
-    for row, length, limit in zip(scores.argmax(2), lengths, limits, strict=True):
-        path = torch.unique_consecutive(row[:length]).tolist()
-        texts.append(tuple(token for token in path if token != symbols.blank)[:limit])
-    return texts
-
-
-def ctc_beams(log_probs: Tensor, limit: int, beams: int, scorer: TextScorer) -> list[tuple[Text, float]]:
-    """Texts of one utterance (T, V) with their scores, best first (Hannun et al. 2014, arXiv 1408.2873).
-
-    At each position the 2 · beams likeliest tokens can be added.
-    """
-    symbols, added = scorer.symbols, dict[Text, float]()
-    beam: dict[Text, tuple[float, float]] = {(): (0.0, NEVER)}  # of paths that end in a blank, and in a token
-    allowed = symbols.texts_only(log_probs.float())
-    for position, row in zip(allowed, log_probs.tolist(), strict=True):
-        tokens = [t for t in position.topk(min(2 * beams, len(position))).indices.tolist() if row[t] > NEVER]
-        tokens = [t for t in tokens if t not in symbols.never and t != symbols.blank]
-        after: dict[Text, list[float]] = {}
-        for text, (in_blank, in_token) in beam.items():
-            whole = _log_sum(in_blank, in_token)
-            stays = after.setdefault(text, [NEVER, NEVER])
-            stays[0] = _log_sum(stays[0], whole + row[symbols.blank])
-            if text:
-                stays[1] = _log_sum(stays[1], in_token + row[text[-1]])
-            for token in tokens if len(text) < limit else ():
-                grown = after.setdefault((*text, token), [NEVER, NEVER])
-                before = in_blank if text[-1:] == (token,) else whole
-                grown[1] = _log_sum(grown[1], before + row[token])
-            _judge(added, scorer, text, position, tokens)
-        total = {text: _log_sum(*pair) + added.get(text, 0.0) for text, pair in after.items()}
-        beam = {text: (after[text][0], after[text][1]) for text in heapq.nlargest(beams, total, key=total.__getitem__)}
-    found = [(t, _log_sum(*pair) + added.get(t, 0.0) + scorer.at_end(t, allowed[0])) for t, pair in beam.items()]
-    return sorted(found, key=lambda pair: -pair[1])
-
-
-def _judge(added: dict[Text, float], scorer: TextScorer, text: Text, position: Tensor, tokens: list[int]) -> None:
-    """Notes what the text with each of these tokens gets, where that is not known yet."""
-    wanted = [token for token in tokens if added.get((*text, token), NEVER) == NEVER]
-    if scorer.processors is None or not wanted:
-        return
-    scores = torch.full_like(position, NEVER)
-    scores[wanted] = position[wanted]
-    gained = scorer.added(text, scores)[wanted].tolist()
-    added |= {(*text, token): added.get(text, 0.0) + gain for token, gain in zip(wanted, gained, strict=True)}
 
 
 def transducer_greedy(

@@ -1,4 +1,4 @@
-"""CTC and transducer beams against every text there is, and with something else to say about the texts."""
+"""Transducer beams against every text there is, and with something else to say about the texts."""
 
 import itertools
 
@@ -6,15 +6,8 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from hf_entmax_asr.model.search import (
-    Symbols,
-    TextScorer,
-    ctc_beams,
-    ctc_greedy,
-    transducer_beams,
-    transducer_greedy,
-)
 from hf_entmax_asr.model.transducer_lattice import emissions, transducer_log_probability
+from hf_entmax_asr.model.transducer_search import Symbols, TextScorer, transducer_beams, transducer_greedy
 from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelFusion, NgramModel
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from support.language_models import SENTENCES, needs_kenlm, word_ngrams, write_arpa
@@ -44,33 +37,6 @@ def scorers():
 
 def texts(longest: int):
     return [text for length in range(longest + 1) for text in itertools.product(TOKENS, repeat=length)]
-
-
-@pytest.mark.parametrize(("processors", "language"), scorers(), ids=["alone", "with a language model"])
-def test_ctc_beams_are_an_enumeration(processors, language):
-    torch.manual_seed(0)
-    log_probs = torch.randn(5, 5).log_softmax(1)
-    expected = {
-        text: language(text)
-        - torch.nn.functional.ctc_loss(
-            log_probs, torch.tensor(text or [0])[: len(text)], torch.tensor(5), torch.tensor(len(text)), reduction="sum"
-        ).item()
-        for text in texts(3)
-    }
-    expected = {text: score for text, score in expected.items() if score > -1e30}
-    found = dict(ctc_beams(log_probs, 3, EVERYTHING, TextScorer(processors, SYMBOLS)))
-    assert found == {text: pytest.approx(score, abs=1e-4) for text, score in expected.items()}
-    best, score = ctc_beams(log_probs, 3, 4, TextScorer(processors, SYMBOLS))[0]
-    assert best == max(expected, key=expected.get)
-    assert score <= expected[best] + 1e-4
-
-
-def test_ctc_greedy_collapses_and_cuts():
-    path = torch.tensor([[3, 3, 0, 3, 1, 4, 4], [4, 0, 0, 3, 3, 3, 3]])
-    log_probs = torch.nn.functional.one_hot(path, 5).float()
-    log_probs[0, 4, 4] = 0.5  # where the likeliest is no text
-    assert ctc_greedy(log_probs, [7, 3], [9, 9], SYMBOLS) == [(3, 3, 4), (4,)]
-    assert ctc_greedy(log_probs, [7, 7], [1, 2], SYMBOLS) == [(3,), (4, 3)]
 
 
 @needs_kenlm
