@@ -155,7 +155,7 @@ def main() -> int:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
     try:
-        model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        model, processor = load_recogniser(arguments.checkpoint, arguments.device, any_system=True)
         model = with_language_model(model, processor, arguments)
         rows = read_split(
             arguments.data,

@@ -10,8 +10,10 @@ from experiments.from_whisper.cell import Cell
 from experiments.from_whisper.joined_corpus import join_corpora
 from experiments.from_whisper.peers import spoken
 from experiments.from_whisper.table import is_runaway
+from experiments.real_speech import grid_cell
 
 from hf_entmax_asr.corpora.folder import load_folder
+from support.programs import HERE
 from support.small_whisper import make_whisper
 from support.tones import write_splits
 
@@ -40,7 +42,8 @@ def places(tmp_path_factory) -> tuple[Path, Path, Path]:
     return make_whisper(root / "whisper"), tones, words
 
 
-def test_cells_run_once_and_stand_in_the_table(places, tmp_path, capsys):
+def test_cells_run_once_and_stand_in_the_table(places, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grid_cell, "subprocess", HERE)
     whisper, tones, words = places
     command = [str(whisper), "--data", str(tones), "--words", str(words), "--output", str(tmp_path), "--steps", "2"]
     command += ["--readings", "full", "single", "--transforms", "softmax", *TINY]

@@ -16,6 +16,7 @@ from hf_entmax_asr.training import load_recipe, read_history
 from hf_entmax_asr.training.recipe import recipe_to_dict
 from hf_entmax_asr.training.training_state import read_training_state
 from support.corpus_trees import AISHELL_READ, write_aishell1
+from support.programs import HERE
 from support.tones import tiny_recipe, write_splits
 
 
@@ -45,6 +46,12 @@ def two_cells(tones, recipe, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("grid")
     assert grid.main(arguments(tones, recipe, output, *SMALL)) == 0
     return output
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Cells whose training is no process of its own; in `two_cells` and in the background it is one."""
+    monkeypatch.setattr(grid_cell, "subprocess", HERE)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +142,7 @@ def test_a_cell_of_other_settings_is_refused(tones, recipe, two_cells, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_told_and_the_others_go_on(tones, recipe, tmp_path, capfd):
+def test_a_failed_cell_is_told_and_the_others_go_on(tones, recipe, tmp_path, capfd, in_this_process):
     # A file in the place of the first cell's run; what makes training diverge would fail the others too.
     blocked = tmp_path / "grid" / "softmax-full-seed0"
     blocked.mkdir(parents=True)
@@ -150,7 +157,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(tones, recipe, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_any_corpus_that_training_reads_will_do(recipe, tmp_path):
+def test_any_corpus_that_training_reads_will_do(recipe, tmp_path, in_this_process):
     write_aishell1(tmp_path / "data")
     words = ["--transforms", "sparsemax", "--cross-attentions", "full", "--steps", "1"]
     words += ["--set", "data.corpus=aishell1", "data.validation_split=dev", "data.max_unknown_share=1"]

@@ -3,10 +3,12 @@
 import json
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import yaml
+from experiments.real_speech import grid_cell
 from experiments.real_speech.grid_cell import CellError
 from experiments.smaller_models import study, table, variant
 from experiments.smaller_models.table import Row, read_rows, render
@@ -17,6 +19,7 @@ from hf_entmax_asr.recognition import gated_off
 from hf_entmax_asr.training import load_recipe, train
 from hf_entmax_asr.training.recipe import recipe_to_dict
 from hf_entmax_asr.training.training_state import read_training_state
+from support.programs import HERE
 from support.tones import tiny_recipe, weights, write_splits
 
 STEPS = 3
@@ -51,6 +54,12 @@ def checkpoint(tones, tmp_path_factory) -> Path:
     loaded.save_pretrained(folder)
     EntmaxAsrProcessor.from_pretrained(trained).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_in_this_process():
+    with mock.patch.object(grid_cell, "subprocess", HERE):
+        yield
 
 
 @pytest.fixture(autouse=True)

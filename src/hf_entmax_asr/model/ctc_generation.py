@@ -13,7 +13,7 @@ from transformers.generation import GenerateBeamEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
 from .ctc_prefix import CtcPrefixScorer
-from .ctc_search import Additions, CtcTexts, likeliest_texts
+from .ctc_search import CtcTexts, additions_of, likeliest_texts
 
 # Processors that scale scores, or know the rows of a batch, say nothing about what a token adds.
 RESCALING = ("repetition_penalty", "guidance_scale", "exponential_decay_length_penalty", "watermarking_config")
@@ -119,18 +119,6 @@ def check_alone(settings: GenerationConfig, asked: Iterable[str]) -> None:
             f"ctc_weight = 1 is CTC alone, in which {', '.join(sorted(refused))} mean nothing: leave them out, or take "
             "a smaller ctc_weight."
         )
-
-
-def additions_of(processors: LogitsProcessorList, given: Tensor, vocabulary: int) -> Additions | None:
-    """What processors add to the scores of the next tokens, where all have the score 0; given (P,) before the text."""
-    if not processors:
-        return None
-
-    def additions(texts: Tensor) -> Tensor:
-        ids = torch.cat([given.expand(len(texts), -1), texts], 1)
-        return processors(ids, torch.zeros(len(texts), vocabulary, device=texts.device))  # type: ignore[arg-type]
-
-    return additions
 
 
 def sequences_of(texts: CtcTexts, count: int, given: Tensor, end: int, pad: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from .ctc_prefix import text_log_probabilities
 
@@ -194,3 +195,15 @@ def likeliest_texts(
     total, order = total.sort(dim=1, descending=True, stable=True)
     tokens = texts.tokens.gather(1, order[..., None].expand_as(texts.tokens))
     return CtcTexts(tokens, texts.lengths.gather(1, order), total)
+
+
+def additions_of(processors: LogitsProcessorList, given: Tensor, vocabulary: int) -> Additions | None:
+    """What processors add to the scores of the next tokens, where all have the score 0; given (P,) before the text."""
+    if not processors:
+        return None
+
+    def additions(texts: Tensor) -> Tensor:
+        ids = torch.cat([given.expand(len(texts), -1), texts], 1)
+        return processors(ids, torch.zeros(len(texts), vocabulary, device=texts.device))  # type: ignore[arg-type]
+
+    return additions

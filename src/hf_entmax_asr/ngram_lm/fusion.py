@@ -176,5 +176,8 @@ class FusedModel:
         processors = LogitsProcessorList([self.fusion, *(logits_processor or [])])
         return self.model.generate(*args, logits_processor=processors, **kwargs)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
