@@ -78,12 +78,12 @@ def test_a_recipe_trains_and_its_checkpoint_transcribes(name, tones, tmp_path):
     collate = SpeechSeq2SeqCollator(processor)
     frames = [len(waveform) // 160 for waveform in waveforms]
     load = lambda indices: collate([{"audio": waveforms[i]} for i in indices])  # noqa: E731
-    assert recognise(model, processor.tokenizer, frames, load, num_beams=2) == texts
+    assert [text.strip() for text in recognise(model, processor.tokenizer, frames, load, num_beams=2)] == texts
     speech = pipeline("automatic-speech-recognition", str(result.best), device="cpu")
     assert speech.type == "seq2seq"
     assert type(speech.model) is type(model)
     said = speech({"raw": waveforms[0], "sampling_rate": 16000}, generate_kwargs={"num_beams": 2})
-    assert said["text"] == texts[0]
+    assert said["text"].strip() == texts[0]
 
 
 def test_a_run_goes_on_and_another_tokenizer_keeps_what_it_can(tones, tmp_path):
