@@ -109,8 +109,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What the texts depend on."""
         given = vars(self.arguments)
-        names = ("num_beams", "decoding", "firing_rule", "ctc_weight", "piece_seconds", "max_seconds")
-        names += ("lm", "lm_weight", "insertion_bonus", "lm_unit", "unknown_words")
+        names = ["num_beams", "decoding", "firing_rule", "ctc_weight", "piece_seconds", "max_seconds"]
+        names += ["lm", "lm_weight", "insertion_bonus", "lm_unit", "unknown_words"]
         weights = Path(self.arguments.checkpoint) / "model.safetensors"
         return {
             "checkpoint": self.arguments.checkpoint,

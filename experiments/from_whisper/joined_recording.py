@@ -16,9 +16,11 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -94,7 +96,9 @@ def from_pipeline(checkpoint: str, file: Path, piece_seconds: float, threads: in
 
     disable_progress_bar()
     torch.set_num_threads(threads)
-    recognise = pipeline("automatic-speech-recognition", checkpoint, pipeline_class=EntmaxAsrPipeline, device="cpu")
+    recognise: Any = pipeline(
+        "automatic-speech-recognition", checkpoint, pipeline_class=EntmaxAsrPipeline, device="cpu"
+    )
     waveform = read_audio(file, RATE)
     began = time.perf_counter()
     said = recognise(waveform, chunk_length_s=piece_seconds, generate_kwargs={"num_beams": 1})
@@ -122,7 +126,7 @@ def main() -> int:
     clips, reference = join_clips(arguments.data, arguments.split, arguments.minutes, arguments.output)
     recording, minute = (arguments.output / name for name in ("recording.wav", "first_minute.wav"))
     settings = (arguments.piece_seconds, arguments.threads)
-    works = {
+    works: dict[str, tuple[Callable[..., Done], Any]] = {
         "first minute": (from_files, [minute]),
         f"{len(clips)} clips": (from_files, clips),
         "recording": (from_files, [recording]),
@@ -135,7 +139,7 @@ def main() -> int:
         if not kept.exists():
             # A fresh process each, for peak memory is that of a process's whole life.
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                done: Done = pool.submit(work, arguments.checkpoint, given, *settings).result()
+                done = pool.submit(work, arguments.checkpoint, given, *settings).result()
             write_text_atomically(kept, json.dumps(asdict(done)) + "\n")
         done = Done(**json.loads(kept.read_text()))
         errors = "" if given == [minute] else f"{error_counts([reference], [done.text])}; "

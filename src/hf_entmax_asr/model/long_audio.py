@@ -75,6 +75,8 @@ def _next_piece(window: np.ndarray, hop: int, rule: PieceRule, more: bool) -> tu
     if not len(loud):
         return None, max(hop, len(window) - margin * hop) if more else len(window)
     first = max(0, int(loud[0]) - margin)
+    if more and first > 0:
+        return None, first * hop  # so that the longest piece begins with speech
     pauses = np.flatnonzero(np.diff(loud) > pause)
     if len(pauses):
         last, following = int(loud[pauses[0]]), int(loud[pauses[0] + 1]) - margin

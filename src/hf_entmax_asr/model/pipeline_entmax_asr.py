@@ -55,7 +55,8 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
         waveform, rate = self._waveform(inputs), self.feature_extractor.sampling_rate
         blocks = (waveform[first : first + BLOCK_S * rate] for first in range(0, len(waveform), BLOCK_S * rate))
         pieces = pieces_at_pauses(blocks, rate, PieceRule(longest_seconds=chunk_length_s))
-        piece = next(pieces, (0, np.zeros(self.feature_extractor.shortest_samples, np.float32)))  # nothing sounds
+        nothing = np.zeros(self.feature_extractor.shortest_samples, np.float32)
+        piece: tuple[int, np.ndarray] | None = next(pieces, (0, nothing))
         while piece is not None:
             start, samples = piece
             processed = self.feature_extractor(

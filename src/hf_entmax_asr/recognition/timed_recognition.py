@@ -68,8 +68,8 @@ def recognise_timed(
     try:
         order = np.argsort(-lengths, kind="stable").tolist()
         for indices in cut_batches(order, lengths, max(frames_per_batch, int(lengths.max()))):
-            batch = [part.to(model.device) for part in pad_features([features[i] for i in indices])]
-            of_batch = _recognise_batch(model, processor, *batch, words, num_beams)
+            padded, mask = (part.to(model.device) for part in pad_features([features[i] for i in indices]))
+            of_batch = _recognise_batch(model, processor, padded, mask, words, num_beams)
             for index, result in zip(indices, of_batch, strict=True):
                 results[index] = result
     finally:
