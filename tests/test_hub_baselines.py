@@ -15,7 +15,7 @@ from hf_entmax_asr.tokenization import train_character_tokenizer
 from support.small_baselines import baseline
 
 HERE = Path(__file__).parent
-NAMES = ("rnn_t", "jasper", "las")
+NAMES = ("rnn_t", "jasper")
 
 
 @pytest.mark.slow

@@ -153,6 +153,19 @@ def test_sat_without_its_path_loss_is_a_plain_transducer_and_hears_no_further_th
     assert not torch.allclose(states[:, 4], changed[:, 4])
 
 
+def test_chunks_hold_every_state_and_share_some_with_the_one_before():
+    head = baseline("sync_transformer").head  # chunks of 4 that share 1
+    for positions in range(1, 15):
+        numbers = torch.arange(1.0, positions + 1)[None, :, None].expand(1, -1, 16)
+        mask = torch.ones(1, positions, dtype=torch.bool)
+        chunks, steps = head.sources(numbers, mask)  # (1, T, 4, 17)
+        assert steps.item() == chunks.shape[1] == 1 + -(-max(positions - 4, 0) // 3)
+        held = chunks[0, ..., 0]
+        assert sorted({int(n) for n in held.flatten() if n}) == list(range(1, positions + 1))
+        assert torch.equal(chunks[0, ..., -1] > 0, held > 0)
+        assert torch.equal(held[1:, 0], held[:-1, -1])
+
+
 def test_batch_norm_counts_real_steps_alone():
     torch.manual_seed(0)
     norm = MaskedBatchNorm(3)
@@ -225,5 +238,9 @@ def test_what_generate_cannot_do_is_refused(batch):
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(**batch, **options)
+    model.generation_config.ctc_weight = 0.5
+    with pytest.raises(ValueError, match="of a transducer model it is 0; leave it out"):
+        model.generate(**batch)
+    model.generation_config.ctc_weight = None
     result = model.generate(**batch, num_beams=2, return_dict_in_generate=True)
     assert result.sequences_scores.shape == (3,)

@@ -50,9 +50,8 @@ def test_generate_fuses_an_ngram_model(name, tmp_path):
     speech, mask = features(batch=2, frames=20)
     options = {"num_beams": EVERYTHING, "max_new_tokens": 2, "return_dict_in_generate": True}
     fused = FusedModel(model, fusion).generate(speech, attention_mask=mask, **options)
-    for row, score in zip(fused.sequences.tolist(), fused.sequences_scores.tolist(), strict=True):
+    for number, (row, score) in enumerate(zip(fused.sequences.tolist(), fused.sequences_scores.tolist(), strict=True)):
         labels = torch.tensor([row[1 : row.index(2) + 1]])
-        number = fused.sequences.tolist().index(row)
         heard = {"input_features": speech[number : number + 1], "attention_mask": mask[number : number + 1]}
         loss = model(**heard, labels=labels).loss.item() * labels.shape[1]
         expected = fusion.score(tokenizer.decode(labels[0], skip_special_tokens=True)) - loss

@@ -23,11 +23,12 @@ class SearchGenerationMixin(PreTrainedModel, GenerationMixin):
 
     def post_init(self) -> None:
         super().post_init()
-        if self.generation_config is not None:
-            self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
+        settings: Any = self.generation_config
+        if settings is not None:
+            settings.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
             if self.config.head == "ctc":  # what gives language models and others the weight of CTC asks for it here
-                self.generation_config.ctc_weight = 1.0
-            self.generation_config._from_model_config = False  # else what is its own is lost when loaded
+                settings.ctc_weight = 1.0
+            settings._from_model_config = False  # else what is its own is lost when loaded
 
     def search_texts(
         self, states: Tensor, mask: Tensor | None, limits: list[int], beams: int, scorer: TextScorer
@@ -88,9 +89,9 @@ class SearchGenerationMixin(PreTrainedModel, GenerationMixin):
         for name, only in UNSUPPORTED.items():
             if (value := getattr(settings, name, None)) not in (None, only):
                 raise ValueError(f"{name} = {value!r}: a {self.config.head} model searches greedily or with num_beams.")
-        weight, only = getattr(settings, "ctc_weight", None), float(self.config.head == "ctc")
-        if weight not in (None, only):
-            raise ValueError(f"ctc_weight = {weight}: of a {self.config.head} model it is {only:g}; leave it out.")
+        weight, own = getattr(settings, "ctc_weight", None), int(self.config.head == "ctc")
+        if weight not in (None, own):
+            raise ValueError(f"ctc_weight = {weight}: of a {self.config.head} model it is {own}; leave it out.")
         if given := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"{given[0]} means nothing to a {self.config.head} model: leave it out.")
 

@@ -177,8 +177,8 @@ class EntmaxAsrBaselineForConditionalGeneration(EntmaxAsrForConditionalGeneratio
         self.post_init()
 
     # Trainer and generate read the names of its arguments.
-    @wraps(EntmaxAsrForConditionalGeneration.forward)  # type: ignore[override]
-    def forward(self, *args: Any, **kwargs: Any) -> tuple | EntmaxAsrSeq2SeqLMOutput:
+    @wraps(EntmaxAsrForConditionalGeneration.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> tuple | EntmaxAsrSeq2SeqLMOutput:  # type: ignore[override]
         if self.training and self.config.head == "lstm_attention":
             kwargs["next_logits"] = self.lm_head
         return super().forward(*args, **kwargs)
