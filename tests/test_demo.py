@@ -17,6 +17,7 @@ def test_demo_runs_from_end_to_end(tmp_path):
     settings = [
         "schedule.max_steps=4",
         "evaluation.max_utterances=2",
+        "evaluation.compare_decodings=false",
         "model.d_model=32",
         "evaluation.log_every_steps=2",
     ]

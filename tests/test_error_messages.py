@@ -6,6 +6,7 @@ import os
 import pytest
 
 from hf_entmax_asr.error_messages import INTERRUPTED, described, reports_errors
+from hf_entmax_asr.kernels import modes
 
 
 def failing(error):
@@ -51,3 +52,9 @@ def test_what_succeeds_is_left_alone():
     assert main(["a", "b"]) == 2
     assert main.__name__ == "main"
     assert os.environ.get("HF_ENTMAX_ASR_TRACEBACK") is None
+
+
+def test_an_unknown_mode_of_the_kernels_is_a_message(capsys, monkeypatch):
+    monkeypatch.setattr(modes._State, "mode", "fast")
+    assert reports_errors("tool.py")(lambda: 0)() == 1
+    assert capsys.readouterr().err.startswith("tool.py: HF_ENTMAX_ASR_KERNELS = 'fast' is not known. Use one of auto,")

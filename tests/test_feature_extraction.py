@@ -376,3 +376,8 @@ def test_frames_of_samples_and_samples_of_frames(options):
     assert extractor(audio, sampling_rate=rate)["input_features"][0].shape[0] == 3
     assert extractor.seconds_per_frame == extractor.hop_samples / rate
     assert extractor.shortest_samples == extractor.window_samples
+
+
+def test_features_go_where_they_are_wanted():
+    made = EntmaxAsrFeatureExtractor()(SPEECH, sampling_rate=RATE, return_tensors="pt", device="meta")
+    assert {name: tensor.device.type for name, tensor in made.items()} == dict.fromkeys(made, "meta")

@@ -39,6 +39,7 @@ def test_what_is_saved(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["architectures"] == ["EntmaxAsrForConditionalGeneration"]
     assert config["auto_map"] == {
+        "AutoModel": "modeling_entmax_asr.EntmaxAsrModel",
         "AutoConfig": "configuration_entmax_asr.EntmaxAsrConfig",
         "AutoModelForSpeechSeq2Seq": "modeling_entmax_asr.EntmaxAsrForConditionalGeneration",
     }
@@ -69,7 +70,7 @@ def test_the_stock_pipeline_with_the_package(with_the_package):
     report = with_the_package
     assert all(module.startswith("hf_entmax_asr.") for module in report["modules"])
     model = "EntmaxAsrForConditionalGeneration"
-    assert report["classes"] == ["EntmaxAsrConfig", model, "EntmaxAsrProcessor", model]
+    assert report["classes"] == ["EntmaxAsrConfig", model, "EntmaxAsrProcessor", model, "EntmaxAsrModel"]
     assert report["branch"] == "seq2seq"
     assert report["pipeline"] == report["text"]
     assert len(report["text"]) > 3

@@ -34,6 +34,18 @@ print(kernels.status())
 """
 
 
+# The smallest library alone, of which several processes build as well as of all.
+BUILDS_ONE = """
+import sys, types
+package = sys.modules["hf_entmax_asr"] = types.ModuleType("hf_entmax_asr")
+package.__path__ = [sys.argv[1]]
+kernels = sys.modules["hf_entmax_asr.kernels"] = types.ModuleType("hf_entmax_asr.kernels")
+kernels.__path__ = [sys.argv[1] + "/kernels"]
+from hf_entmax_asr.kernels import build
+print(build.load("reading")._name)
+"""
+
+
 # Every operator and its gradients, native against eager, in sizes that fill whole vectors and do not.
 COMPARES_ALL = (
     USES_A_KERNEL
@@ -53,7 +65,7 @@ def both(function, *inputs):
         torch.testing.assert_close(native, eager, atol=2e-4, rtol=2e-4)
 
 torch.manual_seed(0)
-for width in (1, 7, 40, 300):
+for width in (1, 7, 40, 150):
     for alpha in (1.0, 1.1, 1.4, 1.5, 1.7, 2.0):
         both(entmax, torch.randn(3, 6, width), torch.full((6, 1), alpha))
         query, key, value = torch.randn(2, 2, 40, 20), torch.randn(2, 2, width, 20), torch.randn(2, 2, width, 33)
@@ -89,14 +101,11 @@ def native():
 
 
 def test_several_processes_build_at_once(tmp_path, native):
-    started = [start({"XDG_CACHE_HOME": str(tmp_path)}) for _ in range(2)]
-    for process in started:
-        lines = finish(process)
-        assert lines[0] == "0"
-        assert "CPU: native" in "\n".join(lines)
+    started = [start({"XDG_CACHE_HOME": str(tmp_path)}, BUILDS_ONE) for _ in range(2)]
+    loaded = {line for process in started for line in finish(process)}
     folder = tmp_path / "hf_entmax_asr" / "kernels"
-    names = sorted(path.name for path in folder.iterdir())
-    assert [name.rsplit("-", 1)[0] for name in names] == sorted(libraries.LIBRARIES)  # nothing temporary is left
+    assert {str(path) for path in folder.iterdir()} == loaded  # nothing temporary is left
+    assert len(loaded) == 1
 
 
 def test_no_compiler_on_path_warns_once_and_runs_eager(tmp_path):
@@ -138,15 +147,17 @@ def test_other_processors_get_their_own_build_that_computes_the_same(tmp_path, n
     assert lines[0] == "0"
     expected = {"avx2": "native, AVX2", "default": "native, baseline"}[capability]
     assert expected in "\n".join(lines)
+    names = sorted(path.name for path in (tmp_path / "hf_entmax_asr" / "kernels").iterdir())
+    assert [name.rsplit("-", 1)[0] for name in names] == sorted(libraries.LIBRARIES)
 
 
 def test_a_damaged_library_is_made_anew(tmp_path, native, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load("entmax")
+    build.load("reading")
     (file,) = (tmp_path / "hf_entmax_asr" / "kernels").iterdir()
     file.unlink()
     file.write_bytes(b"not a library")
-    assert hasattr(build.load("entmax"), "entmax_forward")
+    assert hasattr(build.load("reading"), "read_hard")
 
 
 @pytest.mark.parametrize("damage", ["one bit", "cut short", "folder", "link", "writable by others"])

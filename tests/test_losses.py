@@ -102,3 +102,12 @@ def test_decoder_inputs_are_the_labels_shifted():
     labels = torch.tensor([[5, 6, 2], [7, 2, -100]])
     shifted = small_model().prepare_decoder_input_ids_from_labels(labels)
     assert shifted.tolist() == [[1, 5, 6], [1, 7, 2]]
+
+
+def test_a_frozen_encoder_is_not_trained():
+    model = small_model()
+    model.freeze_encoder()
+    model(features()[0], labels=targets()).loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained
+    assert not any("encoder." in name and "decoder." not in name for name in trained)

@@ -16,6 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.training import load_recipe, read_history, train
+from hf_entmax_asr.training.recipe import recipe_to_dict
 from support import corpus_trees
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -137,3 +138,12 @@ def test_accelerate_reads_its_configuration_files(name, kind):
     assert config.distributed_type.value == kind
     assert config.mixed_precision == "bf16"
     assert yaml.safe_load(file.read_text(encoding="utf-8"))["num_processes"] == config.num_processes
+
+
+def test_the_recipe_for_small_corpora_is_that_of_the_demo_until_time_is_up():
+    small, demo = (
+        recipe_to_dict(load_recipe(SCRIPTS / f"recipes/{name}.yaml")) for name in ("small_corpus", "prompts_demo")
+    )
+    differ = {section for section in demo if small[section] != demo[section]}
+    assert differ == {"schedule", "evaluation"}
+    assert (small["schedule"]["max_steps"], small["schedule"]["max_minutes"]) == (None, 30)

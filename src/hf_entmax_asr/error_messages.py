@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
+from hf_entmax_asr.kernels.modes import current_mode
+
 Arguments = ParamSpec("Arguments")
 
 TRACEBACK = "HF_ENTMAX_ASR_TRACEBACK"  # set to 1: errors keep their traceback
@@ -37,6 +39,7 @@ def reports_errors(program: str) -> Callable[[Callable[Arguments, int]], Callabl
         @functools.wraps(main)
         def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> int:
             try:
+                current_mode()  # an environment variable that names none is found before any work
                 return main(*arguments, **options)
             except BrokenPipeError:  # whoever read the output has gone, as `head` does
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -41,7 +41,7 @@ def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict
     """Loads `folder` with every Auto class, transcribes a recording, and looks at maps and at α's gradient."""
     import soundfile
     import torch
-    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
+    from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
 
     speech, rate = soundfile.read(audio, dtype="float32")
     options = {"max_new_tokens": 12, "num_beams": 1, "suppress_tokens": [0, 1, 2, 3]}  # untrained: keep it talking
@@ -49,12 +49,13 @@ def examine(audio: str, folder: str, copy: str | None = None, **loading) -> dict
     config = AutoConfig.from_pretrained(folder, **loading)
     processor = AutoProcessor.from_pretrained(folder, **loading)
     model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, **loading)
+    inner = AutoModel.from_pretrained(folder, **loading)
     timed = pipeline("entmax-asr", folder, trust_remote_code=True)
     inputs = processor(audio=speech, sampling_rate=rate)
     labels = torch.tensor([[5, 6, 7, 2]])
     report = {
-        "classes": [type(thing).__name__ for thing in (config, model, processor, transcribe.model)],
-        "modules": [type(thing).__module__ for thing in (config, model, processor, transcribe.model)],
+        "classes": [type(thing).__name__ for thing in (config, model, processor, transcribe.model, inner)],
+        "modules": [type(thing).__module__ for thing in (config, model, processor, transcribe.model, inner)],
         "branch": transcribe.type,
         "pipeline": transcribe(speech.copy(), generate_kwargs=options)["text"],
         "words": json.loads(json.dumps(timed(speech.copy(), return_timestamps="word", generate_kwargs=options))),

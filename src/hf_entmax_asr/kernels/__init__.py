@@ -53,6 +53,8 @@ def entmax_attention(
     """`hf_entmax_asr.model.entmax_attention.entmax_attention` with checked arguments, α (B|1, H|1, 1, 1) and
     chunks as (size, left), (0, -1) where there are none."""
     inputs = AttentionInputs(query, key, value, alpha, mask, bias, None, is_causal, scale, dropout_p, *chunks)
+    if not inputs.fit():
+        return None
     if runs_on_cpu(query, key, value, beside=(alpha, mask, bias)):
         return attention_cpu.entmax_attention(inputs)
     if runs_on_triton(query, key, value, beside=(alpha, mask, bias)):

@@ -10,8 +10,10 @@ from torch import Tensor
 from hf_entmax_asr.kernels.libraries import call, pointer
 
 
-def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Tensor | None) -> Tensor:
-    """As `hf_entmax_asr.model.alignment.expected_alignment`, its arguments checked."""
+def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Tensor | None) -> Tensor | None:
+    """As `hf_entmax_asr.model.alignment.expected_alignment`; None for what that refuses."""
+    if not _fit(energy, source_mask) or (previous is not None and previous.shape != _without_targets(energy)):
+        return None
     keep = torch.is_grad_enabled() and (energy.requires_grad or (previous is not None and previous.requires_grad))
     first = None if previous is None else previous.float()
     alignment, _ = align(energy.float(), source_mask, first, keep)
@@ -20,10 +22,24 @@ def expected_alignment(energy: Tensor, source_mask: Tensor | None, previous: Ten
 
 def expected_soft_attention(
     alignment: Tensor, energy: Tensor, chunk_size: int | None, source_mask: Tensor | None
-) -> Tensor:
-    """As `hf_entmax_asr.model.alignment.expected_soft_attention`, its arguments checked."""
+) -> Tensor | None:
+    """As `hf_entmax_asr.model.alignment.expected_soft_attention`; None for what that refuses."""
+    if not _fit(energy, source_mask) or alignment.shape != energy.shape or (chunk_size is not None and chunk_size < 1):
+        return None
     width = 0 if chunk_size is None or chunk_size >= energy.shape[-1] else chunk_size
     return spread(alignment.float(), energy.float(), source_mask, width).to(alignment.dtype)
+
+
+def _fit(energy: Tensor, source_mask: Tensor | None) -> bool:
+    """Whether native code may see the tensors: it reads wherever a wrong shape points."""
+    return energy.dim() == 4 and (
+        source_mask is None
+        or (source_mask.dtype == torch.bool and source_mask.shape == (energy.shape[0], energy.shape[3]))
+    )
+
+
+def _without_targets(energy: Tensor) -> tuple[int, int, int]:
+    return energy.shape[0], energy.shape[1], energy.shape[3]
 
 
 @torch.library.custom_op("hf_entmax_asr::align", mutates_args=(), device_types="cpu")

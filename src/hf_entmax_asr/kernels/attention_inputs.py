@@ -53,6 +53,21 @@ class AttentionInputs(NamedTuple):
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[2]
 
+    def fit(self) -> bool:
+        """Whether native code may see them, which reads wherever a shape points: query, key and value belong together,
+        and α to their heads. (A mask or bias that does not is refused where it is expanded.) Scores of no width are
+        all alike, and left to the eager form."""
+        query, key, value, alpha = (t.shape for t in self[:4])
+        return (
+            len(query) == len(key) == len(value) == len(alpha) == 4
+            and query[:2] == key[:2]
+            and key[:3] == value[:3]
+            and query[3] == key[3] > 0
+            and alpha[0] in (1, query[0])
+            and alpha[1] in (1, query[1])
+            and alpha[2:] == (1, 1)
+        )
+
     def needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in self.tensors)
 

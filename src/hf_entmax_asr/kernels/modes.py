@@ -20,12 +20,17 @@ def _checked(mode: str, where: str) -> str:
 class _State:
     """What holds for this process."""
 
-    mode = _checked(os.environ.get(VARIABLE, "auto").strip().lower() or "auto", VARIABLE)
+    mode = os.environ.get(VARIABLE, "auto").strip().lower() or "auto"
 
 
 def current_mode() -> str:
-    """The mode that holds now, one of MODES."""
-    return _State.mode
+    """The mode that holds now, one of MODES.
+
+    Raises:
+        ValueError: the environment variable names none. (Not where this is imported: a program would end with a
+            traceback before it could say so.)
+    """
+    return _checked(_State.mode, VARIABLE)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .entmax import softmax, wide_dtype
+from .entmax import check_sizes, softmax, wide_dtype
 
 try:  # the native forms, where the package is installed; this file also travels alone
     from hf_entmax_asr.kernels import expected_alignment as native_expected_alignment
@@ -22,6 +22,7 @@ except ImportError:
     native_expected_soft_attention = None  # type: ignore[assignment]
 
 LOG_HALF = -0.6931471805599453
+WEIGHT_0_BELOW = 800.0  # e^−800 is 0 in float64
 DIAGONALS_AT_ONCE = 32  # sigmoids taken together: few calls, and little memory in float64
 
 
@@ -46,12 +47,15 @@ def expected_alignment(energy: Tensor, source_mask: Tensor | None = None, previo
     Raises:
         ValueError: shapes that do not fit.
     """
-    if energy.dim() != 4:
-        raise ValueError(f"energy has shape {tuple(energy.shape)}; it must be (batch, heads, targets, positions).")
+    _check_energy("energy", energy)
     batch, heads, targets, positions = energy.shape
     _check_source_mask(energy, source_mask)
     if previous is not None and previous.shape != (batch, heads, positions):
         raise ValueError(f"previous has shape {tuple(previous.shape)}; it must be {(batch, heads, positions)}.")
+    if previous is not None and not previous.is_floating_point():
+        raise ValueError(f"previous has dtype {previous.dtype}; it must be floating point.")
+    if not energy.numel():
+        return energy.clone()
     if native_expected_alignment is not None:
         alignment = native_expected_alignment(energy, source_mask, previous)
         if alignment is not None:
@@ -69,6 +73,14 @@ def mask_energy(energy: Tensor, source_mask: Tensor | None) -> Tensor:
     if source_mask is None:
         return energy
     return energy.masked_fill(~source_mask[:, None, None, :], -torch.inf)
+
+
+def _check_energy(name: str, energy: Tensor) -> None:
+    if energy.dim() != 4:
+        raise ValueError(f"{name} has shape {tuple(energy.shape)}; it must be (batch, heads, targets, positions).")
+    if not energy.is_floating_point():
+        raise ValueError(f"{name} has dtype {energy.dtype}; it must be floating point.")
+    check_sizes(name, energy)
 
 
 def _check_source_mask(energy: Tensor, source_mask: Tensor | None) -> None:
@@ -190,9 +202,11 @@ def expected_soft_attention(
         raise ValueError(f"chunk_size = {chunk_size} must be at least 1, or None for infinite lookback.")
     if alignment.shape != energy.shape:
         raise ValueError(f"alignment {tuple(alignment.shape)} and energy {tuple(energy.shape)} differ in shape.")
-    if chunk_size == 1:
-        return alignment
+    _check_energy("alignment", alignment)
+    _check_energy("energy", energy)
     _check_source_mask(energy, source_mask)
+    if chunk_size == 1 or not energy.numel():
+        return alignment
     if native_expected_soft_attention is not None:
         weights = native_expected_soft_attention(alignment, energy, chunk_size, source_mask)
         if weights is not None:
@@ -220,12 +234,25 @@ def _chunkwise(alignment: Tensor, u: Tensor, width: int) -> Tensor:
 def _lookback(alignment: Tensor, u: Tensor) -> Tensor:
     # Drawing j <= k from the softmax of u_0 … u_k is a walk back from k that stops at j with probability
     # e^(u_j) / Σ_{l<=j} e^(u_l) = σ(u_j − log Σ_{l<j} e^(u_l)): an expected alignment of one token, read backwards.
-    u = u.to(wide_dtype(u.device)).clamp(min=-1e30)
+    u = _near(u.to(wide_dtype(u.device)).clamp(min=-1e30))
     before = F.pad(torch.logcumsumexp(u, -1)[..., :-1], (1, 0), value=-torch.inf)
     positions = u.shape[-1]
     energy = (u - before).flip(-1).reshape(-1, 1, positions)
     beta = _expected_alignment(energy, alignment.flip(-1).reshape(-1, positions).to(energy.dtype))
     return beta.view(alignment.shape).flip(-1).to(alignment.dtype)
+
+
+def _near(u: Tensor) -> Tensor:
+    """Scores (..., S) whose softmax over u_0 … u_k is, for every k, that of `u`, and in which a sum of exponentials can
+    be told from its largest term: log(n e^u) = u + log n is u itself where u is huge, as among scores of padding.
+
+    Of each rise of the maximum so far, and of each distance below it, no more is kept than makes a weight 0.
+    """
+    with torch.no_grad():
+        top = u.cummax(-1).values
+        rises = top.diff(dim=-1, prepend=top[..., :1]).clamp(max=WEIGHT_0_BELOW)
+        near = rises.cumsum(-1) + (u - top).clamp(min=-WEIGHT_0_BELOW)
+    return near + (u - u.detach())  # the gradient is that of u
 
 
 def hard_alignment(

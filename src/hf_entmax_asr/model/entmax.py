@@ -29,6 +29,7 @@ except ImportError:
 # Norm-Newton climbs from below and stops by itself, in float32 after 2 to 10 steps for rows of up to 4096 scores.
 MAX_NEWTON_STEPS = 60
 COMPILED_NEWTON_STEPS = 12
+LARGEST_SIZE = 2**31 - 1  # of a dimension: native code counts in 32 bits
 FAR_BELOW = -1e30  # stands for −inf among the scores: weight 0 for every α, and finite, so that 0 · a is 0
 
 
@@ -58,6 +59,7 @@ def entmax(scores: Tensor, alpha: float | Tensor, dim: int = -1, mask: Tensor | 
     dim = dim % scores.dim() - scores.dim()  # negative: stays right when broadcasting adds dimensions in front
     alpha = _checked_alpha(alpha, scores, dim)
     _check_dtypes(scores, mask)
+    check_sizes("scores", scores)
     if scores.numel() == 0:  # rows of no scores have no largest one
         shape = torch.broadcast_shapes(scores.shape, alpha.shape, () if mask is None else mask.shape)
         return scores.expand(shape) * alpha.to(scores.dtype)
@@ -105,6 +107,14 @@ def topk_softmax(scores: Tensor, k: int, dim: int = -1, mask: Tensor | None = No
     else:
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter(dim, largest.indices, True)
     return softmax(scores, dim=dim, mask=kept)
+
+
+def check_sizes(name: str, tensor: Tensor) -> None:
+    """ValueError where a dimension is longer than what the native forms count to."""
+    if torch.compiler.is_compiling():  # a graph would be bound to sizes for it
+        return
+    if any(size > LARGEST_SIZE for size in tensor.shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; no dimension may be longer than {LARGEST_SIZE:,}.")
 
 
 def _check_dtypes(scores: Tensor, mask: Tensor | None) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .chunks import NO_CHUNKS, Chunks, chunk_mask
-from .entmax import check_alpha_range, entmax
+from .entmax import LARGEST_SIZE, check_alpha_range, check_sizes, entmax
 
 try:  # the native form, where the package is installed; this file also travels alone
     from hf_entmax_asr.kernels import entmax_attention as native_entmax_attention
@@ -58,6 +58,7 @@ def entmax_attention(
     _check_over_scores(query, key, mask, bias)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p = {dropout_p} must lie in [0, 1].")
+    _check_chunks(chunks)
     alphas = _alpha_per_head(alpha, query)
     _check_devices(query, key=key, value=value, alpha=alphas, mask=mask, bias=bias)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -77,6 +78,10 @@ def entmax_attention(
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     q, k, v = query.shape, key.shape, value.shape
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be floating point.")
+        check_sizes(name, tensor)
     if not (len(q) == len(k) == len(v) == 4):
         problem = ": each must have 4 dimensions, (batch, heads, positions, width)"
     elif q[:2] != k[:2] or k[:3] != v[:3] or q[3] != k[3]:
@@ -105,6 +110,11 @@ def _check_over_scores(query: Tensor, key: Tensor, mask: Tensor | None, bias: Te
         shape = tuple(tensor.shape)
         if len(shape) > 4 or any(m not in (1, n) for m, n in zip(shape[::-1], scores[::-1], strict=False)):
             raise ValueError(f"{name} has shape {shape}; it must broadcast to {scores}, (batch, heads, queries, keys).")
+
+
+def _check_chunks(chunks: Chunks) -> None:
+    if not (0 <= chunks[0] <= LARGEST_SIZE and -1 <= chunks[1] <= LARGEST_SIZE):
+        raise ValueError(f"chunks = {tuple(chunks)}; the size must be at least 0, and the chunks before at least -1.")
 
 
 def _check_devices(query: Tensor, **others: Tensor | None) -> None:

@@ -67,6 +67,16 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
             if hasattr(module, "gate"):
                 init.ones_(module.gate)
 
+    def freeze_encoder(self) -> None:
+        """Train everything but the encoder."""
+        self.get_encoder().requires_grad_(False)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; AutoModel, too, then finds its class without this package."""
+        others = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**others, "AutoModel": f"modeling_entmax_asr.{EntmaxAsrModel.__name__}"}
+        super().save_pretrained(*args, **kwargs)
+
     def _get_feat_extract_output_lengths(self, input_lengths: Tensor) -> Tensor:
         """Encoder positions of utterances of `input_lengths` feature frames."""
         return self.config.positions_of(input_lengths)
@@ -322,9 +332,8 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         if labels is not None:
             hidden_states = hidden_states[:, -labels.shape[1] :]  # without those of the prompt
         logits = self.lm_head(hidden_states)
-        parts: dict[str, Tensor] = {}
-        if labels is not None:
-            parts = self._losses(outputs, logits, labels, self.position_mask(attention_mask), num_items_in_batch)
+        source_mask = self.position_mask(attention_mask)
+        parts = {} if labels is None else self._losses(outputs, logits, labels, source_mask, num_items_in_batch)
         return EntmaxAsrSeq2SeqLMOutput.of_model(outputs, logits=logits, **parts)
 
     def _losses(

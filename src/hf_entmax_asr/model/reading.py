@@ -45,7 +45,7 @@ def hard_stops(
             leftmost = farthest.amin(1, keepdim=True)
             start = torch.minimum(start, leftmost + wait)
         stops.append(start)
-    return torch.stack(stops, 2)
+    return torch.stack(stops, 2) if stops else start.new_empty(*energy.shape[:3])
 
 
 def hard_reading(

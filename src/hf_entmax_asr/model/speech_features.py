@@ -88,6 +88,7 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: Any = None,
         sampling_rate: int | None = None,
         return_attention_mask: bool | None = None,
+        device: Any = None,
     ) -> BatchFeature:
         """Features of one recording or of a batch.
 
@@ -99,6 +100,7 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
             max_length: in frames; recordings longer than that are cut only if ``truncation`` is set, and then before
                 normalisation, so that what is cut away leaves no trace.
             truncation, pad_to_multiple_of, return_tensors, return_attention_mask: as in SequenceFeatureExtractor.
+            device: where the tensors go, which are computed on the CPU; with ``return_tensors`` "pt".
             sampling_rate: of ``raw_speech``. Give it always: a wrong rate is then an error, not a wrong transcript.
 
         Returns:
@@ -116,7 +118,7 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
             raw = BatchFeature({"input_features": self.log_mel(waveform)})
             kept = self._truncate(raw, max_length, pad_to_multiple_of, truncation)["input_features"]
             features.append(self.normalize(kept).numpy())
-        return self.pad(
+        padded = self.pad(
             BatchFeature({"input_features": features}),
             padding=padding,
             max_length=max_length,
@@ -124,6 +126,7 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
             return_attention_mask=return_attention_mask,
             return_tensors=return_tensors,
         )
+        return padded if device is None else padded.to(device)
 
     def _check_sampling_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:

@@ -86,6 +86,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
     checkpoint = _open_output(recipe, output, resume, accelerator)
     noise_files(recipe.augmentation)  # that there are none is known now, not after the data is read
     set_seed(recipe.seed)
+    logger.info("reading the list of %s", recipe.data.path)
     with accelerator.main_process_first():
         rows = load_rows(recipe)
     if checkpoint is None and recipe.start_from is not None:
@@ -284,6 +285,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
                 "raise it, or lower data.max_duration"
             )
         changing = role == "train" and recipe.augmentation.changes_waveforms
+        logger.info("%s: %d utterances; looking at their audio", role, len(utterances))
         cached = not changing and cache_features(utterances, processor.feature_extractor, budget)
         if cached:
             budget -= sum(f.numel() for f in utterances.features or ()) * 2 / 2**20

@@ -257,9 +257,18 @@ static inline float weigh_smooth(const float* a, int n, float top, float t, floa
     if (guess > t) t = guess < bound ? guess : bound;
   }
   const float small = eps <= 0.25f ? 0.1f : 4e-3f;
-  float by = 0.0f;
+  float by = 0.0f, newton = 0.0f;
+  bool passed = false;  // the root, by far, as where many scores lie just inside the edge; Newton's steps never do that
   for (int step = 0; step < 30; step++) {
-    by = halley_step(sums_at<GENERAL, false>(a, n, 1, top, t, eps, spare), eps);
+    const Sums s = sums_at<GENERAL, false>(a, n, 1, top, t, eps, spare);
+    if (!passed && step > 0 && s.excess < -0.999f) {  // nothing is left to step back by
+      passed = true;
+      t += newton - by;
+      continue;
+    }
+    passed = passed || s.excess < -0.5f;
+    newton = newton_step<GENERAL>(s, eps);
+    by = passed ? newton : halley_step(s, eps);
     if (!(by > small || by < -small)) break;  // NaN ends it too
     t += by;
   }
