@@ -48,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
     )
+    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
     parser.add_argument("--frames-per-batch", type=int, default=16000, help="padded 10 ms frames in a batch")
     parser.add_argument("--max-utterances", type=int, help="score only the first so many")
     parser.add_argument("--output", type=Path, help="file for the utterances, as JSON lines")
@@ -94,14 +95,17 @@ def write_utterances(
 
 def search_of(arguments: argparse.Namespace, model: Any) -> str:
     """How the texts were found, in one line."""
-    beams = f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"
-    heads = f", {model.config.monotonic_decoding} monotonic heads" if is_monotonic(model) else ""
+    parts = [f"{arguments.num_beams} beams" if arguments.num_beams > 1 else "greedy"]
+    weight = getattr(model.generation_config, "ctc_weight", None) or 0
+    if weight == 1:
+        parts.append("CTC alone")
+    else:
+        parts += [f"{model.config.monotonic_decoding} monotonic heads"] if is_monotonic(model) else []
+        parts += [f"CTC (weight {weight:g})"] if weight else []
     if arguments.lm is None:
-        return f"{beams}{heads}, no language model"
-    return (
-        f"{beams}{heads}, language model {arguments.lm} (weight {arguments.lm_weight:g}, insertion bonus "
-        f"{arguments.insertion_bonus:g})"
-    )
+        return ", ".join([*parts, "no language model"])
+    weights = f"weight {arguments.lm_weight:g}, insertion bonus {arguments.insertion_bonus:g}"
+    return ", ".join([*parts, f"language model {arguments.lm} ({weights})"])
 
 
 def summarise(
@@ -151,7 +155,7 @@ def main() -> int:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 1
     try:
-        model, processor = load_recogniser(arguments.checkpoint, arguments.device)
+        model, processor = load_recogniser(arguments.checkpoint, arguments.device, any_system=True)
         model = with_language_model(model, processor, arguments)
         rows = read_split(
             arguments.data,
@@ -164,7 +168,7 @@ def main() -> int:
         utterances = prepare_split(rows, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (
-            decoding_as(model, arguments.decoding, arguments.firing_rule),
+            decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight),
             tqdm(total=len(utterances), unit="utt", disable=None) as bar,
         ):
             hypotheses = recognise(

@@ -24,7 +24,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.metrics import lagging
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 
 PIECE_MS = 100  # that audio is fed in
@@ -91,7 +90,7 @@ def figures(stats: Any) -> str:
     """The figures of a session, in a line."""
     if not stats.tokens:
         return f"{stats.audio_seconds:.1f} s of audio, no text"
-    lags = lagging(stats.delays_ms, stats.audio_seconds * 1000)
+    lags = stats.lagging
     behind = (stats.first_token_delay_ms, stats.mean_token_delay_ms, stats.last_token_delay_ms)
     adaptive, differentiable = lags.length_adaptive_average_lagging, lags.differentiable_average_lagging
     return (

@@ -18,7 +18,14 @@ from transformers.utils.logging import disable_progress_bar
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import ErrorCounts, error_counts
-from hf_entmax_asr.ngram_lm import FusedModel, LanguageModelError, LanguageModelFusion, NgramModel, add_reading_options
+from hf_entmax_asr.ngram_lm import (
+    FusedModel,
+    LanguageModelError,
+    LanguageModelFusion,
+    NgramModel,
+    add_reading_options,
+    candidates_wanted,
+)
 from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import cache_features, prepare_split, read_split
@@ -44,6 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
     )
+    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
     parser.add_argument("--frames-per-batch", type=int, default=16000, help="padded 10 ms frames in a batch")
     parser.add_argument("--max-utterances", type=int, help="use only the first so many")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
@@ -79,7 +87,7 @@ def main() -> int:
                 processor.tokenizer,
                 weight=weight,
                 insertion_bonus=bonus,
-                candidates=2 * arguments.num_beams,
+                candidates=candidates_wanted(model, arguments),
             )
             for weight, bonus in grid
         }
@@ -92,7 +100,7 @@ def main() -> int:
     collate = SpeechSeq2SeqCollator(processor)
     scores = {}
     with (
-        decoding_as(model, arguments.decoding, arguments.firing_rule),
+        decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight),
         tqdm(total=len(utterances) * len(grid), unit="utt", disable=None) as bar,
     ):
         for pair, fusion in fusions.items():

@@ -34,11 +34,27 @@ def test_prefix_probabilities_are_sums_over_all_paths():
         every = probabilities(scores[utterance, :length])
         for prefix in [(), (1,), (3,), (1, 1), (1, 3), (3, 3, 1)]:
             begins = sum(p for text, p in every.items() if text[: len(prefix)] == prefix)
-            state, psi = scorer._state(utterance, prefix)
-            assert math.exp(psi) == pytest.approx(begins, rel=1e-6)
-            longer = scorer.following(utterance, state, [1, 3, END], bool(prefix)).exp().tolist()
+            state = scorer.states_of(torch.tensor([prefix, prefix], dtype=torch.long))
+            assert math.exp(state.psi[utterance]) == pytest.approx(begins, rel=1e-6)
+            tokens = torch.tensor([[1, 3, END]] * 2)
+            longer = scorer.following(state, tokens, bool(prefix))[utterance].exp().tolist()
             sums = [sum(p for t, p in every.items() if t[: len(prefix) + 1] == (*prefix, c)) for c in (1, 3)]
             assert longer == pytest.approx([*sums, every.get(prefix, 0.0)], rel=1e-6, abs=1e-12)
+
+
+def test_states_follow_rows_that_are_reordered_repeated_and_dropped():
+    generator = torch.Generator().manual_seed(1)
+    scores, lengths = torch.randn(2, 9, 6, generator=generator).log_softmax(-1), torch.tensor([9, 6])
+    going_on = CtcPrefixScorer(scores, lengths, 0.5, BLANK, [END], given=1, beams=3)
+    ids = torch.ones(6, 1, dtype=torch.long)
+    for step in range(5):
+        decoder = torch.randn(6, 6, generator=generator).log_softmax(-1)
+        anew = CtcPrefixScorer(scores, lengths, 0.5, BLANK, [END], given=1, beams=3)
+        torch.testing.assert_close(going_on(ids, decoder), anew(ids, decoder))
+        if step == 3:  # assisted decoding takes tokens back
+            ids = ids[:, :2]
+        rows = torch.randint(3, (6,), generator=generator) + torch.tensor([0, 0, 0, 3, 3, 3])
+        ids = torch.cat([ids[rows], torch.randint(3, 6, (6, 1), generator=generator)], 1)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])

@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from hf_entmax_asr.recognition import transcription
 from hf_entmax_asr.training import train
 from hf_entmax_asr.training.recipe import recipe_to_dict
 from support.tones import plain_recipe, write_splits
@@ -272,3 +273,97 @@ def test_transcribe_refuses_what_is_too_long(call, checkpoint, recordings):
     status, _, error = call("transcribe", checkpoint, recordings / "a.wav", "--max-seconds", "0.5")
     assert status == 1
     assert "the limit is 0.5 s" in error
+
+
+def test_transcribe_writes_every_form_of_a_long_recording_with_times(call, checkpoint, recordings, tmp_path):
+    tone, rate = soundfile.read(recordings / "a.wav", dtype="float32")
+    pause = np.zeros(rate, np.float32)
+    soundfile.write(tmp_path / "long.wav", np.concatenate([pause, tone, pause, tone, pause, tone]), rate)
+    output = tmp_path / "texts"
+    options = ("--output-folder", output, "--format", "txt,json,srt,vtt,ctm", "--piece-seconds", "1.2")
+    status, out, error = call("transcribe", checkpoint, tmp_path / "long.wav", *options)
+    assert (status, out, error) == (0, "", "")
+    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
+        f"long.{form}" for form in ("ctm", "json", "srt", "txt", "vtt")
+    ]
+    record = json.loads((output / "long.json").read_text())
+    assert record["seconds"] == pytest.approx(3 * (1 + len(tone) / rate), abs=1e-3)
+    assert (output / "long.txt").read_text() == record["text"] + "\n"
+    assert " ".join(word["text"] for word in record["words"]) == record["text"]
+    starts = [word["start"] for word in record["words"]]
+    assert starts == sorted(starts)
+    status, out, _ = call("transcribe", checkpoint, recordings, "--format", "srt")
+    assert (status, out) == (1, "")
+
+
+@pytest.fixture
+def audio_read(monkeypatch):
+    """Names of the files that are read; they are recognised one by one."""
+    read = []
+    blocks, transcribe = transcription.audio_blocks, transcription.transcribe_files
+
+    def recorded(file, rate):
+        if len(read) == stop_after[0]:
+            raise KeyboardInterrupt
+        read.append(Path(file).name)
+        return blocks(file, rate)
+
+    stop_after = [None]
+    monkeypatch.setattr(transcription, "audio_blocks", recorded)
+    monkeypatch.setattr(
+        transcription,
+        "transcribe_files",
+        lambda *arguments, **options: transcribe(*arguments, **options | {"seconds_per_batch": 0.1}),
+    )
+    return read, stop_after
+
+
+@pytest.mark.parametrize("kind", ["--output-folder", "--output"])
+def test_transcribe_goes_on_where_it_was_stopped(call, checkpoint, recordings, tmp_path, audio_read, kind):
+    read, stop_after = audio_read
+    output = tmp_path / ("out" if kind == "--output-folder" else "out.json")
+    arguments = ("transcribe", checkpoint, recordings, kind, output)
+    stop_after[0] = 3
+    status, _, error = call(*arguments)
+    assert status == 130
+    assert "interrupted" in error
+    assert kind == "--output-folder" or not output.exists()
+    stopped = read.copy()
+    assert len(stopped) == 3
+    read.clear()
+    stop_after[0] = None
+    status, _, error = call(*arguments, "--resume", "--num-beams", "2")
+    assert status == 1
+    assert "run with num_beams = 1, now it is 2" in error
+    status, _, error = call(*arguments, "--resume")
+    assert status == 1  # d.flac and e.wav are no good
+    good = {"a.wav", "b.ogg", "c.mp3"}
+    assert sorted(read) == sorted({"a.wav", "b.ogg", "c.mp3", "d.flac", "e.wav"} - (good & set(stopped)))
+    if kind == "--output":
+        records = {Path(record["file"]).name: record for record in json.loads(output.read_text())}
+        assert {name for name, record in records.items() if "error" not in record} == good
+    else:
+        assert {str(p.relative_to(output)) for p in output.rglob("*.txt")} == {"a.txt", "b.txt", "deep/c.txt"}
+    read.clear()
+    call(*arguments, "--resume")
+    assert sorted(read) == ["d.flac", "e.wav"]
+
+
+@pytest.mark.slow
+def test_two_processes_transcribe_as_one(call, checkpoint, recordings, tmp_path):
+    (recordings / "e.wav").unlink()
+    status, _, _ = call("transcribe", checkpoint, recordings, "--output", tmp_path / "alone.json")
+    assert status == 1
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, SCRIPTS / "transcribe.py", checkpoint, recordings, "--output", tmp_path / "together.json"],
+        env=environment() | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "less than one analysis window" in done.stderr
+    assert json.loads((tmp_path / "together.json").read_text()) == json.loads((tmp_path / "alone.json").read_text())

@@ -52,6 +52,13 @@ def test_evaluate_and_transcribe_obey_the_language_model(call, checkpoint, tones
     status, out, error = call("transcribe", checkpoint, recording, *arguments, "--insertion-bonus", "-1")
     assert (status, error) == (0, "")
     assert out.strip() == outputs["heavy"][0].strip()
+    status, out, error = call("transcribe", checkpoint, recording, *arguments, "--ctc-weight", "1")
+    assert (status, error) == (0, "")
+    assert set(out.split()) <= {"fa", "be", "dad", "c"}
+    asked = ("--ctc-weight", "0.3", "--max-utterances", "1")
+    assert (
+        "greedy, hard monotonic heads, CTC (weight 0.3), no language" in call("evaluate", checkpoint, tones, *asked)[1]
+    )
 
 
 @needs_kenlm

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_entmax_asr.model.long_audio import cut_at_pauses
 from hf_entmax_asr.model.times import best_path, check_settings, ctc_spans, map_spans, token_times
 from hf_entmax_asr.model.words import joined, spelled_pieces, text_mask, timed_texts
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
@@ -177,18 +176,3 @@ def test_settings_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             check_settings(model, wrong)
-
-
-def test_long_audio_is_cut_in_its_pauses_without_a_gap():
-    noise = np.random.default_rng(0).normal(size=16000 * 12).astype(np.float32)
-    pauses = (3.5, 7.2, 9.9)
-    for pause in pauses:
-        noise[int((pause - 0.15) * 16000) : int((pause + 0.15) * 16000)] = 0
-    pieces = cut_at_pauses(noise, 16000, 5.0)
-    assert pieces[0][0] == 0
-    assert pieces[-1][1] == len(noise)
-    assert all(before[1] == after[0] for before, after in itertools.pairwise(pieces))
-    assert [end / 16000 for _, end in pieces[:-1]] == pytest.approx(pauses[:2], abs=0.06)
-    assert cut_at_pauses(noise[:16000], 16000, 5.0) == [(0, 16000)]
-    with pytest.raises(ValueError, match=r"pieces of 0.5 s"):
-        cut_at_pauses(noise, 16000, 0.5)

@@ -73,11 +73,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def planned(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     """What is to be done; cells of one seed first, so that a whole table is there early."""
-    overrides = [f"data.path={Path(arguments.data).absolute()}", *arguments.set]
-    if arguments.minutes is not None:
-        overrides += [f"schedule.max_minutes={arguments.minutes}", "schedule.max_steps=null"]
-    if arguments.steps is not None:
-        overrides += [f"schedule.max_steps={arguments.steps}", "schedule.max_minutes=null"]
+    overrides = [f"data.path={Path(arguments.data).absolute()}", *arguments.set, *budget(arguments)]
     plan = Plan(
         arguments.recipe,
         tuple(overrides),
@@ -88,6 +84,15 @@ def planned(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     )
     cells = [Cell(t, c, s) for s in arguments.seeds for t in arguments.transforms for c in arguments.cross_attentions]
     return plan, cells
+
+
+def budget(arguments: argparse.Namespace) -> list[str]:
+    """Overrides of the recipe's budget by --minutes or --steps."""
+    if arguments.minutes is not None:
+        return [f"schedule.max_minutes={arguments.minutes}", "schedule.max_steps=null"]
+    if arguments.steps is not None:
+        return [f"schedule.max_steps={arguments.steps}", "schedule.max_minutes=null"]
+    return []
 
 
 def run(plan: Plan, cells: list[Cell]) -> dict[str, str]:
@@ -107,13 +112,15 @@ def run(plan: Plan, cells: list[Cell]) -> dict[str, str]:
     return failed
 
 
-def start_in_background(words: list[str], output: Path) -> subprocess.Popen:
-    """Start this program again, apart from the terminal."""
+def start_in_background(
+    words: list[str], output: Path, module: str = "experiments.real_speech.grid"
+) -> subprocess.Popen:
+    """Start this program again, or another that has the option, apart from the terminal."""
     output.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
         "-m",
-        "experiments.real_speech.grid",
+        module,
         *(word for word in words if word != "--background"),
     ]
     with (output / LOG).open("ab") as log:

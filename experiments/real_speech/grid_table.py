@@ -102,16 +102,7 @@ class Grid:
     def rate(self, transform: str, cross: str, way: str, unit: str) -> str:
         """Mean rate of the seeds with its interval, in percent."""
         heard = list(self.by_seed(transform, cross, way).values())
-        if not heard:
-            return NOT_RUN
-        interval = bootstrap_interval(
-            _summed([h.errors(unit) for h in heard]), _summed([h.lengths(unit) for h in heard])
-        )
-        text = f"{100 * interval.rate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-        if len(heard) == 1:
-            return text
-        rates = [100 * sum(h.errors(unit)) / sum(h.lengths(unit)) for h in heard]
-        return f"{text}, seeds {min(rates):.1f} to {max(rates):.1f}"
+        return mean_rate(heard, unit) if heard else NOT_RUN
 
     def comparison(self, first: tuple[str, str, str], second: tuple[str, str, str]) -> list[str] | None:
         """Differences of two systems with their intervals, and the matched-pair test of each seed; None if not run."""
@@ -125,6 +116,16 @@ class Grid:
             d = bootstrap_difference(ours, theirs, _summed([a[s].lengths(unit) for s in common]))
             row.append(f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]")
         return [*row, ", ".join(p_value(a[seed], b[seed]) for seed in common)]
+
+
+def mean_rate(heard: Sequence[Hypotheses], unit: str) -> str:
+    """Mean rate of what several seeds recognised, with its interval, in percent."""
+    interval = bootstrap_interval(_summed([h.errors(unit) for h in heard]), _summed([h.lengths(unit) for h in heard]))
+    text = f"{100 * interval.rate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    if len(heard) == 1:
+        return text
+    rates = [100 * sum(h.errors(unit)) / sum(h.lengths(unit)) for h in heard]
+    return f"{text}, seeds {min(rates):.1f} to {max(rates):.1f}"
 
 
 def p_value(first: Hypotheses, second: Hypotheses) -> str:
@@ -146,7 +147,8 @@ def render(grid: Grid, title: str, failed: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -161,7 +163,7 @@ def _rates(grid: Grid) -> str:
             rows.append([NAMES[transform], *ours, *full, *monotonic])
         paper = [f"paper, {what}, {cross}" for cross in CROSS_ATTENTIONS for what in ("AISHELL-1 dev / test", "WSJ")]
         header = [f"{name} in %", *(f"ours, {COLUMN_NAMES[way]}" for _, way in COLUMNS), *paper]
-        parts.append(_table(header, rows))
+        parts.append(table(header, rows))
     note = (
         "Ours: rate [95 % interval, bootstrap over utterances]. The paper's columns are its Table I (AISHELL-1: CER, "
         "WSJ eval93: WER), other corpora, models and budgets: compare the order of the rows, not the numbers."
@@ -192,7 +194,7 @@ def _comparisons(grid: Grid) -> str:
         f"one a seed, * where it has fewer than 50 segments. Of {len(rows)} comparisons without any difference, "
         f"{0.05 * len(rows):.1f} would show p < 0.05 by chance."
     )
-    return _table(["first", "second", "WER, first − second", "CER, first − second", "p"], rows) + "\n\n" + note
+    return table(["first", "second", "WER, first − second", "CER, first − second", "p"], rows) + "\n\n" + note
 
 
 def _heads(grid: Grid) -> str:
@@ -215,4 +217,4 @@ def _heads(grid: Grid) -> str:
         "α of the least and the greatest head; zeros: share of self-attention weights that are exactly 0 on the test "
         "split, mean over heads (each head stands in cell.json). CPU-minutes are not known for a cell in several parts."
     )
-    return _table([*header, "α, decoder", "zeros, decoder"], rows) + "\n\n" + note
+    return table([*header, "α, decoder", "zeros, decoder"], rows) + "\n\n" + note

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from .model.alignment import expected_alignment, expected_soft_attention, hard_alignment
 from .model.configuration_entmax_asr import EntmaxAsrConfig
+from .model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from .model.entmax import entmax, entmax15, softmax, sparsemax, topk_softmax
 from .model.entmax_attention import entmax_attention
 from .model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from .model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration, EntmaxAsrModel
+from .model.modeling_entmax_asr_baselines import (
+    EntmaxAsrBaselineForConditionalGeneration,
+    EntmaxAsrBaselineForCTC,
+    EntmaxAsrBaselineForTransducer,
+)
 from .model.processing_entmax_asr import EntmaxAsrProcessor
 
 if TYPE_CHECKING:
@@ -21,6 +27,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EntmaxAsrBaselineConfig",
+    "EntmaxAsrBaselineForCTC",
+    "EntmaxAsrBaselineForConditionalGeneration",
+    "EntmaxAsrBaselineForTransducer",
     "EntmaxAsrConfig",
     "EntmaxAsrFeatureExtractor",
     "EntmaxAsrForConditionalGeneration",

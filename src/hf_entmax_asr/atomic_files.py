@@ -50,7 +50,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_stream(path):
+    if is_stream(path):
         with path.open("wb") as stream:
             yield stream
         return
@@ -86,7 +86,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
     _check_place(path)
-    if _is_stream(path):
+    if is_stream(path):
         return
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path} must not be written")
@@ -156,7 +156,7 @@ def _hidden_folder(target: Path, ending: str) -> Path:
     return folder
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether it is there and no regular file, or a name of one that this process holds open."""
     return path.exists() and (not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",)))
 

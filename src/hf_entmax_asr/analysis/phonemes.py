@@ -1,5 +1,6 @@
 """Phoneme labels in time: read from TextGrid or CTM files, ordered by articulation, brought to encoder positions."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -172,9 +173,15 @@ def read_ctm(path: str | Path) -> dict[str, list[Interval]]:
     return {name: _in_order(sorted(found, key=lambda i: i.start), f"{path}, {name}") for name, found in labels.items()}
 
 
-def ctm_lines(utterance: str, intervals: Iterable[Interval]) -> list[str]:
-    """The intervals of an utterance as lines of a CTM file, each with its end of line."""
-    return [f"{utterance} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}\n" for i in intervals]
+def ctm_lines(
+    utterance: str, intervals: Iterable[Interval], confidences: Iterable[float | None] = itertools.repeat(None)
+) -> list[str]:
+    """The intervals of an utterance as lines of a CTM file, each with its end of line, and with its confidence where
+    there are any."""
+    return [
+        f"{utterance} 1 {i.start:.2f} {i.end - i.start:.2f} {i.label}{'' if sure is None else f' {sure:.4f}'}\n"
+        for i, sure in zip(intervals, confidences, strict=False)
+    ]
 
 
 def read_textgrid(path: str | Path, tier: str | None = None) -> list[Interval]:

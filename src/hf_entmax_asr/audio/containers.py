@@ -4,6 +4,9 @@ And what libsndfile does not read (AAC in MP4, WMA, WebM and others), by FFmpeg 
 """
 
 import io
+import mmap
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
@@ -41,7 +44,7 @@ def cut_short(content: bytes, size: int) -> str | None:
     return None
 
 
-def ogg_fault(content: bytes) -> str | None:
+def ogg_fault(content: bytes | mmap.mmap) -> str | None:
     """Say what an Ogg file lacks, or None: its last page must close the stream, and its pages be numbered on."""
     expected: dict[bytes, int] = {}  # of each stream, the number of its next page
     place, closed = 0, False
@@ -70,14 +73,30 @@ def decode_by_ffmpeg(content: bytes, most_samples: int) -> tuple[np.ndarray, int
         ValueError: FFmpeg cannot decode it, or it holds more than `most_samples`.
         ImportError: PyAV is missing.
     """
+    blocks: list[np.ndarray] = []
+    total = rate = 0
+    for block, of_block in ffmpeg_blocks(io.BytesIO(content)):
+        blocks.append(block)
+        total, rate = total + len(block), of_block
+        if total > most_samples:
+            raise ValueError(f"it holds more than {most_samples:,} samples")
+    return (np.concatenate(blocks) if blocks else np.empty(0, np.float32))[:, None], rate
+
+
+def ffmpeg_blocks(file: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
+    """The first audio stream of a file piece by piece: float32 (samples,), the mean of its channels, and its rate (Hz).
+
+    Raises:
+        ValueError: FFmpeg cannot decode it, or it is cut short, which is known at its end.
+        ImportError: PyAV is missing.
+    """
     try:
         import av
     except ImportError as error:
         raise ImportError("this kind of audio is decoded by PyAV: pip install av") from error
-    blocks: list[np.ndarray] = []
     rate = total = 0
     try:
-        with av.open(io.BytesIO(content), mode="r") as container:
+        with av.open(file, mode="r") as container:
             if not container.streams.audio:
                 raise ValueError("it holds no audio")
             stream = container.streams.audio[0]
@@ -86,12 +105,10 @@ def decode_by_ffmpeg(content: bytes, most_samples: int) -> tuple[np.ndarray, int
             to_float = av.AudioResampler(format="fltp")
             for frame in container.decode(stream):
                 for part in to_float.resample(frame):
-                    blocks.append(part.to_ndarray().mean(axis=0, dtype=np.float32))
-                    total += len(blocks[-1])
-                if total > most_samples:
-                    raise ValueError(f"it holds more than {most_samples:,} samples")
+                    block = part.to_ndarray().mean(axis=0, dtype=np.float32)
+                    total += len(block)
+                    yield block, rate
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"cannot be decoded ({error})") from error
     if announced is not None and total < 0.98 * float(announced) * rate - 4096:  # encoders pad by some thousands
         raise ValueError(f"cut short: {total} samples can be decoded of {float(announced) * rate:.0f}")
-    return (np.concatenate(blocks) if blocks else np.empty(0, np.float32))[:, None], rate

@@ -58,7 +58,7 @@ def audio_duration(item: Path | bytes) -> float:
     cut short or has a hole.
     """
     if isinstance(item, Path):
-        _check_regular(item)
+        check_regular(item)
     with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
         head = file.read(4096)  # more than any SPHERE header in use
         size = file.seek(0, io.SEEK_END)
@@ -88,13 +88,21 @@ def audio_duration(item: Path | bytes) -> float:
     return len(samples) / sampling_rate
 
 
+class ForwardSoundFile(soundfile.SoundFile):
+    """A file that is read from its beginning to its end. soundfile seeks after each reading of a file that can be
+    sought in, which in an MP3 loses what the next frame needs of the one before."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _NotForLibsndfile(ValueError):
     """libsndfile does not know this kind of file."""
 
 
 def _open(file: Any) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(file)
+        return ForwardSoundFile(file)
     except soundfile.LibsndfileError as error:
         raise _NotForLibsndfile(error.error_string) from error
 
@@ -168,11 +176,11 @@ def _content(item: Mapping[str, Any] | str | Path) -> tuple[bytes, str]:
             raise ValueError("audio item has neither bytes nor a path")
     else:
         path = item
-    _check_regular(Path(path))
+    check_regular(Path(path))
     return Path(path).read_bytes(), str(path)
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """A pipe would be waited for, perhaps for ever, and a device never ends."""
     if not path.exists():
         raise FileNotFoundError(f"audio file {path} does not exist")

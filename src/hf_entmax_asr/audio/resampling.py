@@ -6,6 +6,7 @@ as 0.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -55,6 +56,48 @@ def resample_by_ratio(waveform: np.ndarray, old: int, new: int) -> np.ndarray:
     if new * (old + 2 * _reach(old, new)) <= LARGEST_BANK:
         return _resample_by_bank(waveform, old, new)
     return _resample_by_table(waveform, old, new)
+
+
+class BlockResampler:
+    """`resample` for a waveform that comes in blocks: what it gives back, put together, is what `resample` gives of the
+    whole. It holds no more than a block and some milliseconds."""
+
+    def __init__(self, from_rate: int, to_rate: int):
+        """Raises ValueError for rates outside 1 to 768 kHz."""
+        check_sampling_rate(from_rate)
+        check_sampling_rate(to_rate)
+        common = math.gcd(from_rate, to_rate)
+        self.old, self.new = from_rate // common, to_rate // common
+        self._around = -(-_reach(self.old, self.new) // self.old)  # periods of `old` samples that an edge is made of
+        self._held = np.zeros(0, np.float32)
+        self._before = 0  # periods of what is held that have been resampled already
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """The next block (samples,) -> as much of the new waveform as is known by it."""
+        if self.old == self.new:
+            return np.asarray(block, np.float32)
+        self._held = np.concatenate([self._held, block])
+        periods = len(self._held) // self.old - self._around  # that have enough behind them
+        if periods <= self._before:
+            return np.zeros(0, np.float32)
+        known = resample_by_ratio(self._held[: (periods + self._around) * self.old], self.old, self.new)
+        found = known[self._before * self.new : periods * self.new]
+        kept = max(0, periods - self._around)
+        self._held, self._before = self._held[kept * self.old :], periods - kept
+        return found
+
+    def finish(self) -> np.ndarray:
+        """The rest, behind the last block."""
+        rest, self._held = self._held, np.zeros(0, np.float32)
+        return resample_by_ratio(rest, self.old, self.new)[self._before * self.new :] if len(rest) else rest
+
+
+def resample_blocks(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (samples,) of a waveform that follow each other, at another rate (see `BlockResampler`)."""
+    resampler = BlockResampler(from_rate, to_rate)
+    for block in blocks:
+        yield resampler.push(block)
+    yield resampler.finish()
 
 
 def _reach(old: int, new: int) -> int:

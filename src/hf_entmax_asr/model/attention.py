@@ -1,5 +1,6 @@
 """Multi-head attention whose weights come from a chosen transform: over a side's own states, and over the audio."""
 
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -7,6 +8,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .chunks import NO_CHUNKS, Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
+from .layers import Rotation, rotate
+from .patterns import attend_in_pattern, layer_pattern, pattern_mask
 from .transforms import apply_weights, make_transform
 
 
@@ -75,6 +78,7 @@ class SelfAttention(MultiHeadAttention):
         super().__init__(config, kind, layer_idx)
         self.borrows_map = config.map_layer(kind, layer_idx) != layer_idx
         self.lends_map = config.lends_map(kind, layer_idx)
+        self.pattern = layer_pattern(config, layer_idx) if kind == "encoder" else None
         self.dropout = config.attention_dropout
         if not self.borrows_map:
             self.q_proj = nn.Linear(config.d_model, self.width)
@@ -93,6 +97,7 @@ class SelfAttention(MultiHeadAttention):
         cache: Cache | KeyValueCache | None = None,
         need_weights: bool = False,
         chunks: Chunks = NO_CHUNKS,
+        rotation: Rotation | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Reads the states of its own side.
 
@@ -104,12 +109,13 @@ class SelfAttention(MultiHeadAttention):
             cache: of the keys and values of all layers; filled and read.
             need_weights: without them, α-entmax attention need not hold them.
             chunks: a state reads its chunk and some before it alone, besides what `attention_mask` says.
+            rotation: of rotary positions, by which queries and keys are turned.
 
         Returns:
             output (B, T, C), and weights (B, H, T, S) if they are needed, or lent to another layer.
         """
         value = self.heads_of(self.v_proj, hidden_states)
-        key = value[..., :0] if self.borrows_map else self.heads_of(self.k_proj, hidden_states)
+        key = value[..., :0] if self.borrows_map else rotate(self.heads_of(self.k_proj, hidden_states), rotation)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         dropout_p = self.dropout if self.training else 0.0
@@ -117,17 +123,17 @@ class SelfAttention(MultiHeadAttention):
             if shared_map is None:
                 raise ValueError(f"layer {self.layer_idx} has no map of its own; give the one it shares as shared_map.")
             return self.out_proj(merge_heads(apply_weights(shared_map, value, dropout_p))), shared_map
-        context, weights = self.transform.attend(
-            self.heads_of(self.q_proj, hidden_states),
-            key,
-            value,
-            attention_mask,
-            bias,
-            scale=self.scale,
-            dropout_p=dropout_p,
-            need_weights=need_weights or self.lends_map,
-            chunks=chunks,
-        )
+        query = rotate(self.heads_of(self.q_proj, hidden_states), rotation)
+        need_weights = need_weights or self.lends_map
+        attend = partial(self.transform.attend, scale=self.scale, dropout_p=dropout_p)
+        if self.pattern is not None:
+            if cache is not None or chunks.size:
+                raise ValueError(f"encoder_pattern reads the whole audio ({self.pattern}): no chunks can be encoded.")
+            if not need_weights and bias is None:
+                context = attend_in_pattern(attend, self.pattern, query, key, value, attention_mask)
+                return self.out_proj(merge_heads(context)), None
+            attention_mask = pattern_mask(self.pattern, attention_mask, query.shape[2], query.device)
+        context, weights = attend(query, key, value, attention_mask, bias, need_weights=need_weights, chunks=chunks)
         return self.out_proj(merge_heads(context)), weights
 
 

@@ -3,6 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+ENCODER_PATTERNS = ("full", "strided", "fixed")
+
+
+def check_layers(config: Any) -> None:
+    """Refuses what does not fit the layers."""
+    for check in (check_heads_per_layer, check_rotary, check_map_groups, check_chunks, check_pattern):
+        check(config)
+
 
 def check_heads_per_layer(config: Any) -> None:
     """Refuses lists that do not fit the layers, and heads that were never there."""
@@ -37,6 +45,16 @@ def check_map_groups(config: Any) -> None:
             )
 
 
+def check_rotary(config: Any) -> None:
+    """Refuses heads that cannot be turned."""
+    width = config.head_width("encoder")
+    if config.encoder_positions == "rotary" and width % 2:
+        raise ValueError(
+            f"encoder_positions = 'rotary' turns pairs of numbers, and d_model / encoder_attention_heads = {width} is "
+            "odd: take another d_model or number of heads, or 'sinusoidal' positions."
+        )
+
+
 def check_chunks(config: Any) -> None:
     """Refuses sizes of chunks that are none."""
     if config.encoder_chunk_size < 0:
@@ -55,6 +73,29 @@ def check_chunks(config: Any) -> None:
         values = list(getattr(config, name))
         if not values or min(values) < least:
             raise ValueError(f"{name} = {values} must be one or more numbers of {meaning}.")
+
+
+def check_pattern(config: Any) -> None:
+    """Refuses patterns of encoder self-attention that are none, and others beside what needs all of it."""
+    if config.encoder_pattern not in ENCODER_PATTERNS:
+        known = ", ".join(ENCODER_PATTERNS)
+        raise ValueError(f"encoder_pattern = {config.encoder_pattern!r} is not known. Use one of: {known}.")
+    for name in ("encoder_pattern_size", "encoder_pattern_columns"):
+        if not 1 <= getattr(config, name) <= 1_000_000:
+            raise ValueError(f"{name} = {getattr(config, name)} must be at least 1 and at most 1,000,000.")
+    if config.encoder_pattern == "full":
+        return
+    if config.encoder_pattern == "fixed" and config.encoder_pattern_columns > config.encoder_pattern_size:
+        raise ValueError(
+            f"encoder_pattern_columns = {config.encoder_pattern_columns} must be at most encoder_pattern_size = "
+            f"{config.encoder_pattern_size}, the block that they are of."
+        )
+    for name, off in (("encoder_chunk_size", 0), ("chunk_training_rate", 0), ("encoder_map_groups", None)):
+        if getattr(config, name) != off:
+            raise ValueError(
+                f"{name} = {getattr(config, name)!r} does not go with encoder_pattern = {config.encoder_pattern!r}, "
+                f"which reads the whole audio, in each layer other parts: set it to {off}, or the pattern to 'full'."
+            )
 
 
 def one_of(*choices: str) -> Callable[[str], None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_checks import check_chunks, check_heads_per_layer, check_map_groups, one_of
+from .configuration_checks import check_layers, one_of
 
 Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
@@ -30,6 +30,7 @@ LARGEST_SIZES = {
 }
 FRONT_ENDS = ("conv2d", "whisper")
 POSITIONS = ("sinusoidal", "learned")
+ENCODER_POSITIONS = (*POSITIONS, "rotary")
 FRACTIONS = (
     "dropout",
     "attention_dropout",
@@ -62,9 +63,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
             feed-forward layers.
         front_end (`str`): `"conv2d"`, convolutions over time and mel bins, or `"whisper"`, Whisper's two over time
             (50 positions a second; subsampling_layers is 1).
-        subsampling_layers (`int`): 1 or 2 convolutions 3x3 of stride 2 in front (50 or 25 positions a second at a
-            10 ms hop). The paper gives no number; 2 is our reading.
-        subsampling_channels (`int`): channels of those convolutions (ours).
+        subsampling_layers, subsampling_channels (`int`): 1 or 2 convolutions 3x3 of stride 2 in front (50 or 25
+            positions a second at a 10 ms hop), of so many channels. The paper gives no numbers; they are our reading.
 
     Sparse attention (Sec. III-A; Table I):
         encoder_transform, decoder_transform (`str`): what turns self-attention scores into weights: `"softmax"`,
@@ -72,6 +72,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
         cross_transform (`str`): the same for cross-attention layers that are not monotonic.
         softmax_temperature (`float`): T of softmax(scores / T), for every place that uses `"softmax"`.
         attention_topk (`int`): k of `"topk"`.
+        encoder_pattern (`str`): which positions encoder self-attention reads: `"full"`, `"strided"` or `"fixed"`, of
+            blocks of encoder_pattern_size, of which encoder_pattern_columns are read by all (see patterns.py).
         entmax_alpha_init (`float`): α of `"entmax"` before training, inside (1, 2).
         entmax_logit_scale (`bool`): a learned factor of the scores beside each α (ours; for `scripts/sparsify.py`).
 
@@ -132,7 +134,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
 
     Positions and prompts (not in the paper; a pretrained start needs them):
         encoder_positions, decoder_positions (`str`): `"sinusoidal"`, of any length, or `"learned"`, a table of
-            max_source_positions and max_target_positions rows, beyond which nothing can be read or written.
+            max_source_positions and max_target_positions rows, beyond which nothing can be read or written. The
+            encoder's may be `"rotary"`: queries and keys are turned by their positions (Su et al. 2021, arXiv
+            2104.09864), so that weights depend on distances alone and audio of any length sounds alike.
         max_source_positions, max_target_positions (`int`): those lengths, in encoder positions and in tokens.
         scale_embedding (`bool`): multiply what comes out of the front end and the token embeddings by √C before
             positions are added.
@@ -188,6 +192,9 @@ class EntmaxAsrConfig(PreTrainedConfig):
     cross_transform: str = "softmax"
     softmax_temperature: float | int = 1.0
     attention_topk: int = 16
+    encoder_pattern: str = "full"
+    encoder_pattern_size: int = 16
+    encoder_pattern_columns: int = 4
     entmax_alpha_init: float | int = 1.5
     entmax_logit_scale: bool = False
 
@@ -296,7 +303,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
             ("cross_head_transform", CROSS_HEAD_TRANSFORMS),
             ("cross_attention", ("full", "monotonic")),
             ("front_end", FRONT_ENDS),
-            ("encoder_positions", POSITIONS),
+            ("encoder_positions", ENCODER_POSITIONS),
             ("decoder_positions", POSITIONS),
             ("head_regularizer", HEAD_REGULARIZERS),
             ("activation_function", tuple(ACT2FN)),
@@ -345,10 +352,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
             )
 
     def validate_layers(self) -> None:
-        """Refuses heads and groups that do not fit the layers, and chunks that are none."""
-        check_heads_per_layer(self)
-        check_map_groups(self)
-        check_chunks(self)
+        """Refuses heads, groups, positions, chunks and patterns that do not fit the layers."""
+        check_layers(self)
 
     def validate_monotonic(self) -> None:
         """Refuses monotonic and head options that contradict each other."""

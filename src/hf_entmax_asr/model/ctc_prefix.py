@@ -5,12 +5,14 @@ Joint decoding of Hori, Watanabe & Hershey 2017 (arXiv 1706.02737): each token c
     (1 − weight) · log p(token | prefix, audio) of the decoder + weight · log (ψ(prefix, token) / ψ(prefix)) of CTC
 
 with ψ the CTC probability of all texts that begin so, and at the end that of the text itself. The recursions over
-positions are cumulative log-sum-exps, so that no loop over positions is left.
+positions are cumulative log-sum-exps, and all rows are scored at once, so that no loop is left.
 
 Axes: B utterances, N rows (utterances times beams), S positions, K candidates, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +21,17 @@ from transformers import LogitsProcessor
 
 NEVER = -1e5  # log probability of what cannot be; finite, so that differences of sums stay numbers
 CANDIDATES_PER_BEAM = 4
-FEWEST_CANDIDATES = 16
+FEWEST_CANDIDATES = 40  # all of an alphabet
 
-State = tuple[Tensor, Tensor, int]  # paths that end in a token, in a blank (S,); the last token
+
+class State(NamedTuple):
+    """Of N rows: log probabilities (N, S) of the paths to each position that end in the last token, and in a blank;
+    the last token (N,), −1 at first; log ψ (N,) of the prefix."""
+
+    in_token: Tensor
+    in_blank: Tensor
+    last: Tensor
+    psi: Tensor
 
 
 class CtcPrefixScorer(LogitsProcessor):
@@ -31,76 +41,101 @@ class CtcPrefixScorer(LogitsProcessor):
     def __init__(
         self, log_probs: Tensor, lengths: Tensor, weight: float, blank: int, end: Sequence[int], given: int, beams: int
     ) -> None:
-        """log_probs (B, S, V) of CTC, lengths (B,) in positions; `given` tokens stand before the text.
-
-        Raises:
-            ValueError: a weight outside [0, 1].
-        """
-        if not 0 <= weight <= 1:
-            raise ValueError(f"ctc_weight = {weight} must lie in [0, 1]: 0 is the decoder alone, 1 CTC alone.")
+        """log_probs (B, S, V) of CTC, lengths (B,) in positions; `given` tokens stand before the text."""
         beyond = torch.arange(log_probs.shape[1], device=log_probs.device) >= lengths[:, None]  # (B, S)
         self.scores = log_probs.double().clamp(min=NEVER).masked_fill(beyond[..., None], NEVER)
         self.scores[..., blank].masked_fill_(beyond, 0.0)
-        self.weight, self.blank, self.end, self.given = weight, blank, set(end), given
+        self.weight, self.blank, self.given = weight, blank, given
+        self.end = torch.tensor(list(end), device=log_probs.device)
         self.beams = beams
         self.candidates = max(FEWEST_CANDIDATES, CANDIDATES_PER_BEAM * beams)
-        self._states: dict[tuple[int, tuple[int, ...]], tuple[State, float]] = {}
+        self._before: tuple[Tensor, State] | None = None  # texts (N, U) of the call before, and their states
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids (N, given + tokens so far), scores (N, V) -> (N, V)."""
+        """input_ids (N, given + U), scores (N, V) -> (N, V)."""
         # Beam search gives log probabilities, with tokens it has ruled out among them; greedy search gives logits.
         scores = scores.float() if self.beams > 1 else scores.float().log_softmax(-1)
-        rows_each = len(scores) // len(self.scores)
-        fused = torch.full_like(scores, float("-inf"))
-        states: dict[tuple[int, tuple[int, ...]], tuple[State, float]] = {}
-        for row, ids in enumerate(input_ids[:, self.given :].tolist()):
-            utterance, prefix = row // rows_each, tuple(ids)
-            if self.end & set(prefix):
-                fused[row] = scores[row]
-                continue
-            state, before = states[utterance, prefix] = self._state(utterance, prefix)
-            best = scores[row].topk(min(self.candidates, scores.shape[1])).indices.tolist()
-            tokens = sorted({token for token in best if token != self.blank} | self.end)
-            index = torch.tensor(tokens, device=scores.device)
-            gained = self.following(utterance, state, tokens, bool(prefix)) - before
-            ctc = self.weight * gained.clamp(min=NEVER).float() if self.weight else 0.0
-            fused[row, index] = (1 - self.weight) * scores[row, index] + ctc
-            if self.weight == 1:  # nothing of 0 · −inf
-                fused[row, index] = gained.float()
-        self._states = states
-        return fused
+        texts = input_ids[:, self.given :]
+        state = self.states_of(texts)
+        best = scores.topk(min(self.candidates, scores.shape[1])).indices
+        tokens = torch.cat([best, self.end.expand(len(best), -1)], 1)  # (N, K)
+        gained = (self.following(state, tokens, texts.shape[1] > 0) - state.psi[:, None]).clamp(min=NEVER).float()
+        joint = (1 - self.weight) * scores.gather(1, tokens) + self.weight * gained
+        if not torch.isin(self.blank, self.end):
+            joint = joint.masked_fill(tokens == self.blank, -math.inf)
+        fused = torch.full_like(scores, -math.inf).scatter(1, tokens, joint)
+        ended = torch.isin(texts, self.end).any(1)  # (N,)
+        return torch.where(ended[:, None], scores, fused)
 
-    def following(self, utterance: int, state: State, tokens: Sequence[int], begun: bool) -> Tensor:
-        """log ψ of the prefix with each of the tokens (K,); of an end, log p(prefix is the text)."""
-        in_token, in_blank, last = state
-        index = torch.tensor(list(tokens), device=in_token.device)
-        scores = self.scores[utterance][:, index]  # (S, K)
-        enters = torch.logaddexp(in_token, in_blank)[:, None].expand(-1, len(index)).clone()
-        enters[:, index == last] = in_blank[:, None]
-        reached = (_later(enters, NEVER if begun else 0.0) + scores).logsumexp(0)
-        whole = torch.logaddexp(in_token[-1], in_blank[-1])
-        ends = torch.tensor([token in self.end for token in tokens], device=index.device)
-        return torch.where(ends, whole, reached)
+    def states_of(self, texts: Tensor) -> State:
+        """Behind the texts (N, U), rows of one utterance side by side; from the call before, where they go on."""
+        rows = len(texts)
+        state = self._continued(texts)
+        if state is None:
+            utterances = self._utterances(rows)
+            blanks = self.scores[utterances, :, self.blank].cumsum(1)  # (N, S)
+            nothing = torch.full_like(blanks, NEVER)
+            last = torch.full((rows,), -1, dtype=torch.long, device=blanks.device)
+            state = State(nothing, blanks, last, torch.zeros_like(blanks[:, 0]))
+            for u, token in enumerate(texts.unbind(1)):
+                state = self.longer(state, token, u > 0)
+        self._before = texts, state
+        return state
 
-    def _state(self, utterance: int, prefix: tuple[int, ...]) -> tuple[State, float]:
-        """The state behind a prefix, and its log ψ."""
-        if (utterance, prefix) in self._states:
-            return self._states[utterance, prefix]
-        blanks = self.scores[utterance][:, self.blank].cumsum(0)
-        if not prefix:
-            return (torch.full_like(blanks, NEVER), blanks, -1), 0.0
-        before, _ = self._state(utterance, prefix[:-1])
-        in_token, in_blank, last = before
-        token = prefix[-1]
-        enters = in_blank if token == last else torch.logaddexp(in_token, in_blank)
-        stays = self.scores[utterance][:, token].cumsum(0)
-        start = NEVER if len(prefix) > 1 else 0.0
-        new_token = stays + (_later(enters, start) - F.pad(stays[:-1], (1, 0))).logcumsumexp(0)
-        new_blank = blanks + (_later(new_token, NEVER) - F.pad(blanks[:-1], (1, 0))).logcumsumexp(0)
-        total = float(self.following(utterance, before, [token], len(prefix) > 1)[0])
-        return (new_token, new_blank, token), total
+    def following(self, state: State, tokens: Tensor, begun: bool) -> Tensor:
+        """log ψ (N, K) of each prefix with each of the tokens (N, K); of an end, log p(prefix is the text)."""
+        in_token, in_blank, last, _ = state
+        scores = self.scores[self._utterances(len(tokens))[:, None], :, tokens]  # (N, K, S)
+        either = torch.logaddexp(in_token, in_blank)
+        enters = torch.where((tokens == last[:, None])[..., None], in_blank[:, None], either[:, None])
+        reached = (_later(enters, NEVER if begun else 0.0) + scores).logsumexp(-1)
+        return torch.where(torch.isin(tokens, self.end), either[:, -1:], reached)
+
+    def _continued(self, texts: Tensor) -> State | None:
+        """States of texts that are each a token longer than one of their utterance in the call before, if all are."""
+        if self._before is None or self._before[0].shape != (len(texts), texts.shape[1] - 1):
+            return None
+        before, state = self._before
+        count, each = len(self.scores), len(texts) // len(self.scores)
+        old, new = (t.view(count, each, -1) for t in (before, texts[:, :-1]))
+        same = (new[:, :, None] == old[:, None]).all(-1)  # (B, rows now, rows before)
+        if not same.any(-1).all():
+            return None
+        parents = same.int().argmax(-1) + each * torch.arange(count, device=texts.device)[:, None]
+        return self.longer(State(*(part[parents.flatten()] for part in state)), texts[:, -1], texts.shape[1] > 1)
+
+    def longer(self, state: State, token: Tensor, begun: bool) -> State:
+        """The states with one token (N,) more; `begun`: there was one before."""
+        in_token, in_blank, last, _ = state
+        utterances = self._utterances(len(token))
+        blanks = self.scores[utterances, :, self.blank].cumsum(1)
+        stays = self.scores[utterances, :, token].cumsum(1)  # (N, S)
+        enters = torch.where((token == last)[:, None], in_blank, torch.logaddexp(in_token, in_blank))
+        enters = _later(enters, NEVER if begun else 0.0)
+        new_token = stays + (enters - F.pad(stays[:, :-1], (1, 0))).logcumsumexp(1)
+        new_blank = blanks + (_later(new_token, NEVER) - F.pad(blanks[:, :-1], (1, 0))).logcumsumexp(1)
+        psi = (enters + self.scores[utterances, :, token]).logsumexp(1)
+        return State(new_token, new_blank, token, psi)
+
+    def _utterances(self, rows: int) -> Tensor:
+        """(N,) the utterance of each row."""
+        return torch.arange(rows, device=self.scores.device) // (rows // len(self.scores))
+
+
+def text_log_probabilities(log_probs: Tensor, lengths: Tensor, blank: int, tokens: Tensor, counts: Tensor) -> Tensor:
+    """log p(text | audio) (B, K) of the first `counts` (B, K) of tokens (B, K, U), by log_probs (B, S, V) of CTC in
+    `lengths` (B,) positions."""
+    scorer = CtcPrefixScorer(log_probs, lengths, 1.0, blank, [-1], given=0, beams=1)
+    rows, ends = tokens.flatten(0, 1), counts.flatten()
+    state = scorer.states_of(rows[:, :0])
+    found = torch.logaddexp(state.in_token[:, -1], state.in_blank[:, -1])  # of the empty text
+    for index, token in enumerate(rows.unbind(1)):
+        state = scorer.longer(state, token, index > 0)
+        whole = torch.logaddexp(state.in_token[:, -1], state.in_blank[:, -1])
+        found = torch.where(ends == index + 1, whole, found)
+    return found.view(counts.shape)
 
 
 def _later(values: Tensor, first: float) -> Tensor:
-    """Values (S, …) of the position before, `first` at the first."""
-    return torch.cat([torch.full_like(values[:1], first), values[:-1]])
+    """Values (..., S) of the position before, `first` at the first."""
+    return torch.cat([torch.full_like(values[..., :1], first), values[..., :-1]], -1)

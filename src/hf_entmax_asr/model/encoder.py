@@ -6,7 +6,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import KeyValueCache, SelfAttention
 from .chunks import NO_CHUNKS, Chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .layers import FeedForward, residual
+from .layers import FeedForward, Rotation, residual
 
 
 class EncoderLayer(GradientCheckpointingLayer):
@@ -28,13 +28,20 @@ class EncoderLayer(GradientCheckpointingLayer):
         need_weights: bool = False,
         chunks: Chunks = NO_CHUNKS,
         cache: KeyValueCache | None = None,
+        rotation: Rotation | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, C), mask (B, 1, 1, S) boolean, and the map (B, H, S, S) that the layer before used, for a layer that
         shares it -> (B, S, C), and the map of this layer where a later one shares it. With the keys and values of
-        earlier positions in a cache, the states read those too."""
+        earlier positions in a cache, the states read those too. `rotation`: of rotary positions."""
         normed = self.self_attn_layer_norm(hidden_states)
         update, weights = self.self_attn(
-            normed, attention_mask, shared_map=shared_map, cache=cache, need_weights=need_weights, chunks=chunks
+            normed,
+            attention_mask,
+            shared_map=shared_map,
+            cache=cache,
+            need_weights=need_weights,
+            chunks=chunks,
+            rotation=rotation,
         )
         hidden_states = residual(hidden_states, update, self.dropout, self.training)
         update = self.ffn(self.ffn_layer_norm(hidden_states))

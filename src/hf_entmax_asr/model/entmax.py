@@ -90,17 +90,22 @@ def softmax(scores: Tensor, temperature: float = 1.0, dim: int = -1, mask: Tenso
     return weights.masked_fill(empty, 0.0).to(scores.dtype)
 
 
-def topk_softmax(scores: Tensor, k: int, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+def topk_softmax(scores: Tensor, k: int, dim: int = -1, mask: Tensor | None = None, keep_ties: bool = False) -> Tensor:
     """Softmax over the k largest scores, 0 elsewhere (Zhao et al. 2019, arXiv 1912.11637).
 
-    Of equal scores at the border, as many are kept as fit. Arguments as for `entmax`.
+    Of equal scores at the border, as many are kept as fit; with `keep_ties` all of them, as in the original, whose rule
+    is to keep what is at least the k-th largest score. Arguments as for `entmax`.
     """
     if k < 1:
         raise ValueError(f"k = {k} must be at least 1.")
     scores = _masked(scores, mask)
     if k >= scores.shape[dim]:
         return softmax(scores, dim=dim)
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(dim, scores.topk(k, dim).indices, True)
+    largest = scores.topk(k, dim)
+    if keep_ties:
+        kept = scores >= largest.values.narrow(dim, k - 1, 1)
+    else:
+        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(dim, largest.indices, True)
     return softmax(scores, dim=dim, mask=kept)
 
 

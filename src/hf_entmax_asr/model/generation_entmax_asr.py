@@ -1,6 +1,7 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
 
 from .cache import make_cache
-from .chunks import Chunks
+from .chunks import Chunks, encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
-from .ctc_prefix import CtcPrefixScorer
+from .ctc_generation import generate_with_ctc_alone, weight_of_ctc, with_ctc
 from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
+from .live_generation import check_live, generate_live
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
 from .sessions import StreamSession
@@ -45,6 +47,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         super().post_init()
         if self.generation_config is not None:
             self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
+            self.generation_config._from_model_config = False  # else what is its own (ctc_weight) is lost when loaded
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -67,81 +70,81 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
 
         With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
         (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
-        They cost one more pass of the decoder; the audio is encoded once. `ctc_weight` in (0, 1], here or in the
-        generation configuration, adds CTC to every token (see `ctc_prefix`).
+        They cost one more pass of the decoder; the audio is encoded once.
+
+        `ctc_weight`, here or in the generation configuration: 0, the default, is the decoder alone, between 0 and 1
+        CTC has its say at every token (see `ctc_prefix`), 1 is CTC alone, without the decoder (see `ctc_search`).
+
+        `input_features` may be an iterator of pieces of audio or features as they come in: see `live_generation`.
         """
-        settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         features = kwargs.get("input_features") if inputs is None else inputs
+        if isinstance(features, Iterator):
+            return self._generate_live(features, generation_config, language, task, kwargs)
+        settings, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         encoder_outputs, cache = kwargs.get("encoder_outputs"), kwargs.get("past_key_values")
-        ctc_weight = self._ctc_weight(settings, kwargs)
+        ctc_weight = weight_of_ctc(self, settings, kwargs)
         chunks = {name: kwargs.pop(name, None) for name in ("encoder_chunk_size", "encoder_left_chunks")}
         check_source(self.config, features, encoder_outputs, kwargs.get("attention_mask"), cache)
         wants_boundaries = settings.return_dict_in_generate and self._stops_are_hard()
         needs_states = wants_boundaries or language == DETECT or ctc_weight > 0 or {*chunks.values()} != {None}
         if encoder_outputs is None and features is not None and needs_states:
-            encoder_outputs = self.get_encoder()(
-                features,
-                attention_mask=kwargs.get("attention_mask"),
-                **chunks,
-                output_attentions=settings.output_attentions,
-                output_hidden_states=settings.output_hidden_states,
-                return_dict=True,
-            )
+            wanted = {name: getattr(settings, name) for name in ("output_attentions", "output_hidden_states")}
+            mask = kwargs.get("attention_mask")
+            encoder_outputs = self.get_encoder()(features, attention_mask=mask, return_dict=True, **chunks, **wanted)
         source = features if encoder_outputs is None else encoder_outputs[0]
         if source is not None and kwargs.get("decoder_input_ids") is None:
             kwargs |= self._prompt(source, encoder_outputs, kwargs.get("attention_mask"), language, task)
         limits = most_tokens(self.config, features, encoder_outputs, kwargs.get("attention_mask"))
+        if encoder_outputs is not None and ctc_weight == 1:
+            _, others = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+            longest = self._longest(generation_config, kwargs, None)
+            return generate_with_ctc_alone(self, settings, encoder_outputs, others, limits, longest)
         generation_config, kwargs, end = self._with_limits(settings, generation_config, kwargs, limits)
         if encoder_outputs is not None:
             kwargs["encoder_outputs"] = as_encoder_outputs(encoder_outputs)  # a copy: beams repeat states in place
-            kwargs |= self._with_ctc(ctc_weight, settings, encoder_outputs[0], kwargs)
+            if ctc_weight > 0:
+                kwargs |= with_ctc(self, ctc_weight, settings, encoder_outputs[0], kwargs)
         result = super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         if end is not None and limits is not None and (end.cut & (limits > 0)).any():
             logger.warning_once(CUT)
         if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
-            states, mask = encoder_outputs[0], kwargs.get("attention_mask")
-            repeats = result.sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
-            result["boundaries"] = self.head_boundaries(
-                result.sequences,
-                attention_mask=None if mask is None else mask.repeat_interleave(repeats, 0),
-                encoder_outputs=(states.repeat_interleave(repeats, 0),),
-            )
+            result["boundaries"] = self._boundaries(result.sequences, encoder_outputs[0], kwargs.get("attention_mask"))
         return result
 
-    def _ctc_weight(self, settings: GenerationConfig, asked: dict[str, Any]) -> float:
-        """The weight of CTC that is asked for, taken out of `asked`; what cannot be combined with it is refused."""
-        weight = asked.pop("ctc_weight", None)
-        weight = getattr(settings, "ctc_weight", None) if weight is None else weight
-        if not weight:
-            return 0.0
-        if not hasattr(self, "ctc_head"):
-            raise ValueError(
-                f"ctc_weight = {weight}: this model has no CTC head. Train one (ctc_loss_weight), or leave it out."
-            )
-        if settings.do_sample or asked.get("assistant_model") is not None:
-            raise ValueError(f"ctc_weight = {weight} is for greedy and beam search, not for sampling or an assistant.")
-        return float(weight)
-
-    def _with_ctc(
-        self, weight: float, settings: GenerationConfig, states: Tensor, asked: dict[str, Any]
-    ) -> dict[str, LogitsProcessorList]:
-        """CTC before the other processors of the scores, if it has weight; encoder states are (B, S, C)."""
-        if weight == 0:
-            return {}
-        model: Any = self
-        mask, prompt = model.position_mask(asked.get("attention_mask")), asked.get("decoder_input_ids")
-        lengths = torch.full((len(states),), states.shape[1], device=states.device) if mask is None else mask.sum(1)
-        ends = self.config.eos_token_id
-        scorer = CtcPrefixScorer(
-            model.ctc_head(states).float().log_softmax(-1),
-            lengths,
-            weight,
-            blank=self.config.pad_token_id,
-            end=ends if isinstance(ends, list) else [int(ends or 0)],
-            given=1 if prompt is None else prompt.shape[1],
-            beams=settings.num_beams or 1,
+    def _boundaries(self, sequences: Tensor, states: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Of all returned sequences (N, 1 + U), for encoder states (B, S, C) and the mask (B, T) of frames."""
+        repeats = sequences.shape[0] // states.shape[0]  # sequences of one utterance are neighbours
+        return self.head_boundaries(
+            sequences,
+            attention_mask=None if mask is None else mask.repeat_interleave(repeats, 0),
+            encoder_outputs=(states.repeat_interleave(repeats, 0),),
         )
-        return {"logits_processor": LogitsProcessorList([scorer, *(asked.get("logits_processor") or [])])}
+
+    def _generate_live(
+        self,
+        pieces: Iterator[Any],
+        generation_config: GenerationConfig | None,
+        language: str | None,
+        task: str | None,
+        asked: dict[str, Any],
+    ) -> ModelOutput | Tensor:
+        """`generate` while audio comes in."""
+        settings, others = self._prepare_generation_config(generation_config, **asked)  # type: ignore[misc]
+        ctc_weight = weight_of_ctc(self, settings, others)
+        chunks = encoder_chunks(self.config, False, asked)
+        check_live(self, settings, chunks, ctc_weight, others)
+        self._prepare_special_tokens(settings, device=self.device)  # type: ignore[misc]
+        prompt = self._spoken_prompt(language, task)
+        return generate_live(
+            self,
+            pieces,
+            chunks,
+            prompt,
+            settings,
+            self._longest(generation_config, asked, None) - 1 - len(prompt),
+            asked.get("processor"),
+            asked.get("streamer"),
+        )
 
     def stream(
         self,
@@ -175,8 +178,6 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 f"num_beams = {num_beams}: a session writes greedily, because beams change what they wrote. Set "
                 "num_beams=1, or use generate with encoder_chunk_size for the whole audio."
             )
-        if language == DETECT:
-            raise ValueError(f"language = {DETECT!r} needs the whole audio: name the language.")
         extractor = processor.feature_extractor
         position_ms = 1000 * extractor.seconds_per_frame * self.config.frames_per_position
         size = round(chunk_ms / position_ms)
@@ -187,11 +188,17 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             )
         if left_chunks < -1:
             raise ValueError(f"left_chunks = {left_chunks} must be at least 0, or -1 for all.")
-        prompt = list(self.config.decoder_prompt_ids)
-        if language is not None or task is not None:
-            prompt = prompt_ids(self.generation_config, language, task)
         rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
+        prompt = self._spoken_prompt(language, task)
         return StreamSession(self, processor, Chunks(size, left_chunks), pause_rule=rule, prompt=prompt)
+
+    def _spoken_prompt(self, language: str | None, task: str | None) -> list[int]:
+        """Tokens behind the start token for audio that comes in."""
+        if language == DETECT:
+            raise ValueError(f"language = {DETECT!r} needs the whole audio: name the language.")
+        if language is None and task is None:
+            return list(self.config.decoder_prompt_ids)
+        return prompt_ids(self.generation_config, language, task)
 
     def _prompt(
         self,

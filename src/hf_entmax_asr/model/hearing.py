@@ -1,9 +1,10 @@
 """Greedy decoding by monotonic heads while audio comes in: a token is written once its heads have stopped.
 
-Axes: B batch (1), H heads, S positions, C width.
+Axes: B streams, H heads, S positions, U tokens, C width, D head width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .cache import make_cache
 from .generation_inputs import tokens_of_frames
 from .monotonic import MonotonicAttention
+from .streaming import padded_in_front
 
 
 class WrittenToken(NamedTuple):
@@ -45,24 +47,33 @@ def check_streamable(model: Any) -> None:
         raise ValueError("The model is in training mode: call model.eval().")
 
 
-class TokenWriter:
-    """Tokens of one utterance, greedily, under the model's generation config (suppressed tokens and the like)."""
+class Step(NamedTuple):
+    """A token that the decoder of a stream has to read."""
 
-    def __init__(self, model: Any, prompt: Sequence[int]):
-        """prompt: tokens behind the start token, before the text."""
+    writer: "TokenWriter"
+    token: int
+
+
+class TokenWriter:
+    """Tokens of one utterance, greedily, under a generation config (suppressed tokens and the like)."""
+
+    def __init__(self, model: Any, prompt: Sequence[int], settings: Any = None, limit: int | None = None):
+        """prompt: tokens behind the start token, before the text; settings: a generation config, by default the
+        model's; limit: so many tokens are written at most, the end among them."""
         self.model = model
         self.cache = make_cache(model.config)
-        self._held: list[Any] = list(self.cache.cross_attention_cache.layers)  # a `MonotonicLayer` each
+        self.held: list[Any] = list(self.cache.cross_attention_cache.layers)  # a `MonotonicLayer` each
         self.given = [model.config.decoder_start_token_id, *prompt]
         self.sequence = list(self.given)
         self.positions = 0
         self._most_tokens = 0  # that a text of the audio so far can have (`max_tokens_per_position`)
         self.ended = False
         self._more = True
-        self._read = 0  # tokens of the sequence that the decoder has read
+        self.read = 0  # tokens of the sequence that the decoder has read
         self._layers: list[MonotonicAttention] = [layer.encoder_attn for layer in model.get_decoder().layers]
         self.active = [layer.active_heads().tolist() for layer in self._layers]
-        settings = model.generation_config
+        self.limit = limit
+        settings = model.generation_config if settings is None else settings
         ends = settings.eos_token_id if settings.eos_token_id is not None else model.config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or ())
         self._processors = model._get_logits_processor(
@@ -79,26 +90,26 @@ class TokenWriter:
         self._more = more
         self._most_tokens = int(tokens_of_frames(self.model.config, torch.tensor(sounding)))
         states = states.to(next(self.model.get_decoder().parameters()).dtype)
-        for layer, held in zip(self._layers, self._held, strict=True):
+        for layer, held in zip(self._layers, self.held, strict=True):
             layer.take_in(states, held, more)
             if held.progress is not None:  # heads that do not count may have been sent beyond the end
                 held.progress = held.progress.clamp(max=max(0, self.positions - 1 + more))
 
-    @torch.no_grad()
-    def write(self) -> WrittenToken | None:
-        """The next token of the text, if its heads have found their places; the end is not told, but `ended` then."""
+    def write(self) -> Generator[Step, Tensor | None, WrittenToken | None]:
+        """Asks for steps of the decoder, and returns the next token of the text, if its heads have found their places;
+        the end is not told, but `ended` then."""
         while not self.ended and self.positions:
-            if self._table_is_full():
+            if self._table_is_full() or len(self.sequence) - len(self.given) == self.limit:
                 return None
             if len(self.sequence) - len(self.given) >= self._most_tokens:
                 if not self._more:
                     self.ended = True
                     self.sequence += self._ends[:1]
                 return None
-            logits = self._step(self.sequence[self._read])
+            logits = yield Step(self, self.sequence[self.read])
             if logits is None:
                 return None
-            if self._read < len(self.sequence):  # a token of the prompt: the next one is given
+            if self.read < len(self.sequence):  # a token of the prompt: the next one is given
                 continue
             ids = torch.tensor([self.sequence], device=logits.device)
             scores = self._processors(ids, logits.float()).log_softmax(-1)[0]
@@ -107,35 +118,119 @@ class TokenWriter:
             if token in self._ends:
                 self.ended = True
                 return None
-            stops = [held.progress[0, :, -1].tolist() for held in self._held]
+            stops = [held.progress[0, :, -1].tolist() for held in self.held]
             return WrittenToken(token, float(scores[token]), stops)
         return None
 
-    def _step(self, token: int) -> Tensor | None:
-        """Logits (1, V) behind the token; None, and nothing has changed, while a head waits for audio."""
-        decoder, positions = self.model.get_decoder(), self.positions
-        outputs = decoder(
-            input_ids=torch.tensor([[token]], device=self.model.device),
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-        )
-        for held, active in zip(self._held, self.active, strict=True):
+    def has_read(self) -> bool:
+        """Whether the heads found places for the token that was read last; else nothing has changed, and it is to be
+        read again when more audio has come."""
+        for held, active in zip(self.held, self.active, strict=True):
             stops = held.progress[0, :, -1].tolist()
-            if self._more and any(stop >= positions for stop, counts in zip(stops, active, strict=True) if counts):
+            if self._more and any(stop >= self.positions for stop, counts in zip(stops, active, strict=True) if counts):
                 self.cache.self_attention_cache.crop(-1)
-                return None
-        self._read += 1
-        return self.model.lm_head(outputs.last_hidden_state[:, -1])
+                return False
+        self.read += 1
+        return True
 
     def _table_is_full(self) -> bool:
         config = self.model.config
-        return config.decoder_positions == "learned" and self._read >= config.max_target_positions
+        return config.decoder_positions == "learned" and self.read >= config.max_target_positions
 
     @property
     def numel(self) -> int:
         """Numbers held between calls."""
-        layers = [*self.cache.self_attention_cache.layers, *self._held]
+        layers = [*self.cache.self_attention_cache.layers, *self.held]
         names = ("keys", "values", "window_keys", "progress")
         held = [getattr(layer, name, None) for layer in layers for name in names]
         return sum(tensor.numel() for tensor in held if tensor is not None)
+
+
+class HeldTogether:
+    """What one monotonic layer holds of the audio of several streams, as one `MonotonicLayer`; shorter audio is padded
+    behind its end."""
+
+    def __init__(self, rows: Sequence[Any], past: Sequence[int]):
+        """rows: a `MonotonicLayer` of each; past: tokens that each has read."""
+        self.rows, self.past = rows, past
+        self.lengths = [row.keys.shape[2] for row in rows]
+        names = ("keys", "values", "window_keys")
+        self.keys, self.values, self.window_keys = (
+            self._padded([getattr(row, name) for row in rows]) for name in names
+        )
+
+    def _padded(self, tensors: Sequence[Tensor | None]) -> Tensor | None:
+        """(B, H, S of the longest, D)."""
+        longest, found = max(self.lengths), [tensor for tensor in tensors if tensor is not None]
+        rows = [torch.nn.functional.pad(tensor, (0, 0, 0, longest - tensor.shape[2])) for tensor in found]
+        return torch.cat(rows) if rows else None
+
+    def mask(self, device: torch.device) -> Tensor:
+        """(B, S) true where audio is, or the place behind it where heads wait."""
+        return torch.arange(max(self.lengths), device=device) < torch.tensor(self.lengths, device=device)[:, None]
+
+    def get_seq_length(self) -> int:
+        return max(self.lengths)
+
+    def state(self, tokens: int) -> Tensor:
+        """(B, H) where the heads stand."""
+        rows = [row.state(past) for row, past in zip(self.rows, self.past, strict=True)]
+        start = torch.zeros(1, self.keys.shape[1], dtype=torch.long, device=self.keys.device)  # type: ignore[union-attr]
+        return torch.cat([start if row is None else row for row in rows])
+
+    def record(self, progress: Tensor, tokens: int) -> None:
+        """(B, H, 1) of the newest token of each."""
+        for row, past, stops in zip(self.rows, self.past, progress.split(1), strict=True):
+            row.record(stops, past)
+
+
+class ReadTogether:
+    """Keys and values of the tokens of several streams, as the cache of one; shorter texts are padded in front."""
+
+    def __init__(self, caches: Sequence[Any]):
+        self.caches = caches
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Those of the newest token of each (B, H, 1, D) -> of all their tokens (B, H, U, D)."""
+        rows = zip(self.caches, key.split(1), value.split(1), strict=True)
+        pairs = [cache.update(k, v, layer_idx) for cache, k, v in rows]
+        return padded_in_front([k for k, _ in pairs]), padded_in_front([v for _, v in pairs])
+
+
+@torch.no_grad()
+def take(steps: Sequence[Step]) -> list[Tensor | None]:
+    """Logits (1, V) behind the token of each step, of different streams of one model, in one pass of the decoder; None
+    for those whose heads wait for audio."""
+    writers = [step.writer for step in steps]
+    model, decoder = writers[0].model, writers[0].model.get_decoder()
+    ids = torch.tensor([[step.token] for step in steps], device=model.device)
+    if len(steps) == 1:
+        outputs = decoder(input_ids=ids, past_key_values=writers[0].cache, use_cache=True, return_dict=True)
+        hidden = outputs.last_hidden_state
+    else:
+        hidden = _take_together(decoder, writers, ids)
+    found: list[Tensor | None] = [None] * len(steps)
+    if read := [index for index, writer in enumerate(writers) if writer.has_read()]:
+        logits = model.lm_head(hidden[read, -1])
+        for index, row in zip(read, logits.split(1), strict=True):
+            found[index] = row
+    return found
+
+
+def _take_together(decoder: Any, writers: Sequence[TokenWriter], ids: Tensor) -> Tensor:
+    """The decoder's states (B, 1, C) behind the tokens (B, 1)."""
+    past = [writer.read for writer in writers]
+    embedded = decoder.embed_tokens(ids) * decoder._embedding_scale()
+    x = torch.cat([decoder.embed_positions(row, first) for row, first in zip(embedded.split(1), past, strict=True)])
+    longest = max(past) + 1
+    read = torch.tensor(past, device=x.device) + 1
+    mask = (torch.arange(longest, device=x.device) >= longest - read[:, None])[:, None, None]  # (B, 1, 1, U)
+    audio = [HeldTogether(rows, past) for rows in zip(*(writer.held for writer in writers), strict=True)]
+    cache = SimpleNamespace(
+        self_attention_cache=ReadTogether([writer.cache.self_attention_cache for writer in writers]),
+        cross_attention_cache=SimpleNamespace(layers=audio),
+    )
+    source_mask, shared_map = audio[0].mask(x.device), None
+    for layer in decoder.layers:
+        x, _, shared_map = layer(x, mask, None, source_mask, shared_map, past_key_values=cache, past_tokens=longest - 1)
+    return decoder.layer_norm(x)

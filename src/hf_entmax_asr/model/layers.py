@@ -18,12 +18,34 @@ def sinusoidal_positions(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
+Rotation = tuple[Tensor, Tensor]  # cosines and sines (B or 1, 1, S, D/2), of the angles of positions
+
+
+def rotation_of(positions: Tensor, width: int) -> Rotation:
+    """By what queries and keys of heads of D = `width` are turned at the positions (S,) (Su et al. 2021, arXiv
+    2104.09864). Angles are float64, in which those of an endless stream keep their precision."""
+    rates = 10000.0 ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width)
+    angles = (positions.unsqueeze(-1).double() * rates)[None, None]
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
+    """(B, H, S, D), each pair of its numbers turned; unchanged without a rotation."""
+    if rotation is None:
+        return x
+    cosines, sines = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1)
+
+
 class Positions(nn.Module):
-    """Adds to x (B, S, C) its positions, from a formula or from a learned table (`encoder_positions`)."""
+    """Adds to x (B, S, C) its positions, from a formula or from a learned table (`encoder_positions`), but for rotary
+    ones, which attention takes."""
 
     def __init__(self, config: EntmaxAsrConfig, side: str):
         super().__init__()
         self.side = side
+        self.rotary_width = config.head_width("encoder") if getattr(config, f"{side}_positions") == "rotary" else 0
         self.rows = config.max_source_positions if side == "encoder" else config.max_target_positions
         if getattr(config, f"{side}_positions") == "learned":
             self.weight = nn.Parameter(torch.empty(self.rows, config.d_model))
@@ -35,17 +57,33 @@ class Positions(nn.Module):
             ValueError: beyond the end of a learned table.
         """
         last = first + x.shape[1]
-        if not hasattr(self, "weight"):
+        self.check(last)
+        if self.rotary_width:
+            return x
+        if hasattr(self, "weight"):
+            positions = self.weight[first:last]
+        else:
             positions = sinusoidal_positions(torch.arange(first, last, device=x.device), x.shape[2])
-        elif last > self.rows:
+        return x + positions.to(x.dtype)
+
+    def rotation(self, x: Tensor, first: int = 0) -> Rotation | None:
+        """For the queries and keys of x (B, S, C), of which x[:, 0] has the position `first`; None for positions of
+        other kinds."""
+        if not self.rotary_width:
+            return None
+        return rotation_of(torch.arange(first, first + x.shape[1], device=x.device), self.rotary_width)
+
+    def check(self, count: int) -> None:
+        """
+        Raises:
+            ValueError: so many positions are more than a learned table has.
+        """
+        if hasattr(self, "weight") and count > self.rows:
             limit, things = ("source", "positions of audio") if self.side == "encoder" else ("target", "tokens")
             raise ValueError(
-                f"{last} {things} are more than max_{limit}_positions = {self.rows}, the length of the learned "
+                f"{count} {things} are more than max_{limit}_positions = {self.rows}, the length of the learned "
                 "table. Cut the audio at pauses, or ask for fewer tokens."
             )
-        else:
-            positions = self.weight[first:last]
-        return x + positions.to(x.dtype)
 
 
 class FeedForward(nn.Module):

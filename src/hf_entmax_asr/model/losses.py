@@ -67,9 +67,7 @@ def summed_ctc_loss(
 
     An utterance whose audio is too short for its labels adds nothing.
     """
-    eos = config.eos_token_id
-    ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=labels.device, dtype=labels.dtype)
-    is_target = (labels != IGNORED_LABEL) & ~torch.isin(labels, ends)
+    is_target = _is_text(config, labels)
     if source_mask is None:
         source_mask = ctc_logits.new_ones(ctc_logits.shape[:2], dtype=torch.bool)
     return F.ctc_loss(
@@ -81,6 +79,23 @@ def summed_ctc_loss(
         reduction="sum",
         zero_infinity=True,
     )
+
+
+def text_targets(config: EntmaxAsrConfig, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (B, U) -> the tokens of each text without its end, first in (B, U′), padded with the pad token; and their
+    numbers (B,)."""
+    is_target = _is_text(config, labels)
+    counts = is_target.sum(1)
+    order = (~is_target).int().argsort(dim=1, stable=True)[:, : int(counts.max())]
+    inside = torch.arange(order.shape[1], device=labels.device) < counts[:, None]
+    return labels.gather(1, order).where(inside, config.pad_token_id), counts
+
+
+def _is_text(config: EntmaxAsrConfig, labels: Tensor) -> Tensor:
+    """(B, U) true at tokens that are neither padding nor an end."""
+    eos = config.eos_token_id
+    ends = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=labels.device, dtype=labels.dtype)
+    return (labels != IGNORED_LABEL) & ~torch.isin(labels, ends)
 
 
 @torch.no_grad()

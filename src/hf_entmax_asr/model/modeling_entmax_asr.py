@@ -116,13 +116,13 @@ class EntmaxAsrEncoder(EntmaxAsrPreTrainedModel):
         """input_features (B, T, F), attention_mask (B, T) 1 = real -> last_hidden_state (B, S, C); in chunks, by the
         configuration or the arguments encoder_chunk_size and encoder_left_chunks."""
         x, mask = self.subsampling(input_features, attention_mask)  # (B, S, C), (B, S)
-        x = self.embed_positions(x * self._embedding_scale())
+        x, rotation = self.embed_positions(x * self._embedding_scale()), self.embed_positions.rotation(x)
         x = dropout(x, self.config.dropout, self.training)
         key_mask = None if mask is None else mask[:, None, None, :]
         shared_map = None  # positional, as all that carries gradients: gradient checkpointing needs it so
         need_weights, chunks = self._needs_weights(kwargs), encoder_chunks(self.config, self.training, kwargs)
         for layer in self.layers:
-            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights, chunks=chunks)
+            x, shared_map = layer(x, key_mask, shared_map, need_weights=need_weights, chunks=chunks, rotation=rotation)
         return BaseModelOutput(last_hidden_state=self.layer_norm(x))
 
 

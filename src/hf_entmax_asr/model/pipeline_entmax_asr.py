@@ -13,11 +13,12 @@ from transformers import AutomaticSpeechRecognitionPipeline
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pipelines.audio_utils import ffmpeg_read
 
-from .long_audio import cut_at_pauses
+from .long_audio import PieceRule, pieces_at_pauses
 from .times import token_times
 from .words import TimedText, joined, text_mask, timed_texts
 
 LONGEST_PIECE_S = 30.0
+BLOCK_S = 60
 UNITS = ("word", "char")
 
 
@@ -52,13 +53,18 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
     def preprocess(self, inputs: Any, chunk_length_s: float = LONGEST_PIECE_S) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """One item a piece: its features and where it starts."""
         waveform, rate = self._waveform(inputs), self.feature_extractor.sampling_rate
-        pieces = cut_at_pauses(waveform, rate, chunk_length_s)
-        for start, end in pieces:
+        blocks = (waveform[first : first + BLOCK_S * rate] for first in range(0, len(waveform), BLOCK_S * rate))
+        pieces = pieces_at_pauses(blocks, rate, PieceRule(longest_seconds=chunk_length_s))
+        nothing = np.zeros(self.feature_extractor.shortest_samples, np.float32)
+        piece: tuple[int, np.ndarray] | None = next(pieces, (0, nothing))
+        while piece is not None:
+            start, samples = piece
             processed = self.feature_extractor(
-                waveform[start:end], sampling_rate=rate, return_tensors="pt", return_attention_mask=True
+                samples, sampling_rate=rate, return_tensors="pt", return_attention_mask=True
             )
             processed = processed if self.dtype is None else processed.to(dtype=self.dtype)
-            yield {"is_last": end == len(waveform), "starts_at": start / rate, **processed}
+            piece = next(pieces, None)
+            yield {"is_last": piece is None, "starts_at": start / rate, **processed}
 
     def _waveform(self, inputs: Any) -> np.ndarray:
         """(samples,) mono at the sampling rate of the features."""
@@ -87,7 +93,9 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
         features, mask = model_inputs.pop("input_features"), model_inputs.pop("attention_mask", None)
         options = self._prepare_generate_kwargs(generate_kwargs)
         encoder_outputs: BaseModelOutput = self.model.get_encoder()(features, attention_mask=mask, return_dict=True)
-        tokens: Any = self.model.generate(encoder_outputs=encoder_outputs, attention_mask=mask, **options)
+        tokens: Any = self.model.generate(
+            input_features=features, encoder_outputs=encoder_outputs, attention_mask=mask, **options
+        )
         tokens = getattr(tokens, "sequences", tokens)
         tokens = tokens[:: len(tokens) // len(features)]  # of several hypotheses the best
         result = {**model_inputs, "tokens": tokens}

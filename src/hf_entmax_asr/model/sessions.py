@@ -22,7 +22,9 @@ from torch import Tensor
 
 from .chunks import Chunks
 from .hearing import TokenWriter, WrittenToken, check_streamable
+from .lagging import Lagging, lagging
 from .pauses import PauseRule, Pauses
+from .stepping import Task, run
 from .streaming import IncrementalEncoder
 
 
@@ -76,6 +78,7 @@ class StreamStats:
         first_token_delay_ms, mean_token_delay_ms, last_token_delay_ms: of the first, of all and of the last token,
             emitted_ms − time_ms; None without tokens.
         streamability: share of the tokens that were written before the audio ended; None without tokens.
+        lagging: AL, LAAL, DAL (in ms) and AP of these delays over all of the audio; None without tokens.
         held_numbers: in memory between two calls, of audio, frames, keys and values.
     """
 
@@ -88,11 +91,13 @@ class StreamStats:
     mean_token_delay_ms: float | None
     last_token_delay_ms: float | None
     streamability: float | None
+    lagging: Lagging | None
     held_numbers: int
 
 
 class StreamSession:
-    """One stream of audio. Several may live side by side on one model, each in a thread of its own."""
+    """One stream of audio. Several may live side by side on one model, each in a thread of its own, or step together
+    (`feed_together`)."""
 
     _recent: Tensor
 
@@ -145,6 +150,11 @@ class StreamSession:
         return tuple(self._tokens)
 
     @property
+    def held_numbers(self) -> int:
+        """In memory between two calls, of audio, frames, keys and values; what was written comes on top."""
+        return self._encoder.numel + self._writer.numel + self._recent.numel()
+
+    @property
     def sequence(self) -> list[int]:
         """Ids of the utterance that is heard, as `generate` returns them: start, prompt, text, perhaps the end."""
         return list(self._writer.sequence)
@@ -158,9 +168,15 @@ class StreamSession:
         Raises:
             ValueError: the session has finished; samples of another form; a learned table of positions has ended.
         """
+        began = time.perf_counter()
+        (events,) = run([self.feeding(samples)])
+        self._seconds += time.perf_counter() - began
+        return events
+
+    def feeding(self, samples: Any) -> Task[list[StreamEvent]]:
+        """`feed` as a task, for `run`."""
         if self._finished:
             raise ValueError("This session has finished: reset() begins anew.")
-        began = time.perf_counter()
         extractor = self.processor.feature_extractor
         waveform = extractor._waveform(samples, 0) if np.size(samples) else torch.zeros(0)
         events = []
@@ -169,28 +185,37 @@ class StreamSession:
         while pending is not None:
             if self._pauses is not None:
                 self._recent = torch.cat([self._recent, pending])
-            states, pending = self._encoder.feed(pending), None
-            for chunk in states:
-                if tokens := self._take_in(chunk):
+            chunks, pending = self._encoder.take(pending), None
+            for chunk in chunks:
+                states = yield chunk
+                tokens = yield from self._take_in(states)
+                if tokens:
                     events.append(self._event(tokens))
                 if self._ends_here():
-                    pending = self._end_utterance(events)
+                    pending = yield from self._end_utterance(events)
                     break
-        self._seconds += time.perf_counter() - began
         return events
 
     def finish(self) -> StreamEvent:
         """The audio has ended: what is left is heard and written. The session then takes no more."""
+        began = time.perf_counter()
+        (event,) = run([self.finishing()])
+        self._seconds += time.perf_counter() - began
+        return event
+
+    def finishing(self) -> Task[StreamEvent]:
+        """`finish` as a task, for `run`."""
         if self._finished:
             raise ValueError("This session has finished already: reset() begins anew.")
-        began = time.perf_counter()
         tokens: list[StreamToken] = []
         if self._heard > self._start_sample:
             if self._pauses is not None:
                 self._pauses.hear(self._recent)
-            tokens = self._end(self._encoder.finish(), self._heard)
+            states: list[Any] = []
+            for chunk in self._encoder.rest():
+                states.append((yield chunk))
+            tokens = yield from self._end(torch.cat(states, 1) if states else None, self._heard)
         self._finished = True
-        self._seconds += time.perf_counter() - began
         return StreamEvent(self.text, "", tuple(tokens), self._ms(self._heard), final=True)
 
     async def listen(self, source: AsyncIterable[Any]) -> AsyncIterator[StreamEvent]:
@@ -204,17 +229,19 @@ class StreamSession:
         """How the session went so far."""
         seconds = self._heard / self.processor.feature_extractor.sampling_rate
         behind = [token.emitted_ms - token.time_ms for token in self._tokens]
+        delays = tuple(token.emitted_ms for token in self._tokens)
         return StreamStats(
             audio_seconds=seconds,
             compute_seconds=self._seconds,
             real_time_factor=self._seconds / seconds if seconds else None,
             tokens=len(behind),
-            delays_ms=tuple(token.emitted_ms for token in self._tokens),
+            delays_ms=delays,
             first_token_delay_ms=behind[0] if behind else None,
             mean_token_delay_ms=sum(behind) / len(behind) if behind else None,
             last_token_delay_ms=behind[-1] if behind else None,
             streamability=self._written_early / len(behind) if behind else None,
-            held_numbers=self._encoder.numel + self._writer.numel,
+            lagging=lagging(delays, 1000 * seconds) if delays else None,
+            held_numbers=self.held_numbers,
         )
 
     def _begin_utterance(self) -> None:
@@ -226,10 +253,10 @@ class StreamSession:
         self._ids: list[int] = []
         self._committed = self._held_back = ""
 
-    def _take_in(self, states: Tensor) -> list[StreamToken]:
+    def _take_in(self, states: Tensor | None) -> Task[list[StreamToken]]:
         """The next chunk -> the tokens that it brings."""
         self._writer.hear(states, self._encoder.sounding, more=True)
-        tokens = self._write(self._needed())
+        tokens = yield from self._write(self._needed())
         self._written_early += len(tokens)
         return tokens
 
@@ -242,9 +269,9 @@ class StreamSession:
         self._recent = self._recent[count:]
         return self._pauses.ends(self._ms(count))
 
-    def _end_utterance(self, events: list[StreamEvent]) -> Tensor:
+    def _end_utterance(self, events: list[StreamEvent]) -> Task[Tensor]:
         """Writes what is left of the utterance and begins the next one; returns the samples that belong to that."""
-        tokens = self._end(None, self._needed())
+        tokens = yield from self._end(None, self._needed())
         if tokens:
             events.append(self._event(tokens))
         earlier, rest = self.text, self._recent
@@ -253,12 +280,12 @@ class StreamSession:
         self._earlier = earlier
         return rest
 
-    def _end(self, states: Tensor | None, heard: int) -> list[StreamToken]:
+    def _end(self, states: Tensor | None, heard: int) -> Task[list[StreamToken]]:
         """The last states of an utterance -> the tokens that were still to be written, of silence none."""
         tokens: list[StreamToken] = []
         if self._pauses is None or not self._pauses.silent:
             self._writer.hear(states, self._encoder.sounding, more=False)
-            tokens = self._write(heard)
+            tokens = yield from self._write(heard)
         self._committed, self._held_back = self._committed + self._held_back, ""
         return tokens
 
@@ -266,10 +293,10 @@ class StreamSession:
         """Samples of the stream that were needed for what is encoded."""
         return self._start_sample + self._encoder.samples_for(self._encoder.positions)
 
-    def _write(self, heard: int) -> list[StreamToken]:
+    def _write(self, heard: int) -> Task[list[StreamToken]]:
         """Every token that can be written now, with `heard` samples of the stream."""
         tokens = []
-        while (written := self._writer.write()) is not None:
+        while (written := (yield from self._writer.write())) is not None:
             text = self._add_text(written.id)
             tokens.append(self._token(written, text, self._ms(heard)))
         self._tokens += tokens
@@ -308,3 +335,28 @@ class StreamSession:
 
     def _event(self, tokens: list[StreamToken]) -> StreamEvent:
         return StreamEvent(self.text, "…" if self._held_back else "", tuple(tokens), tokens[-1].emitted_ms)
+
+
+def feed_together(sessions: Sequence[StreamSession], pieces: Sequence[Any]) -> list[list[StreamEvent]]:
+    """`feed` of several sessions of one model, each with its next samples (perhaps none): what they have to compute at
+    a time goes through the model in one pass. The events of each are those that it would have alone.
+
+    Raises:
+        ValueError: as `feed`, once the others are done; not one piece for each session, or sessions of several models.
+    """
+    return _run_together(sessions, [session.feeding(piece) for session, piece in zip(sessions, pieces, strict=True)])
+
+
+def finish_together(sessions: Sequence[StreamSession]) -> list[StreamEvent]:
+    """`finish` of several sessions of one model, likewise."""
+    return _run_together(sessions, [session.finishing() for session in sessions])
+
+
+def _run_together(sessions: Sequence[StreamSession], tasks: list[Task[Any]]) -> list[Any]:
+    if len({id(session.model) for session in sessions}) > 1 or len({id(session) for session in sessions}) < len(tasks):
+        raise ValueError("sessions that step together are different ones of one model.")
+    began = time.perf_counter()
+    results = run(tasks)
+    for session in sessions:  # each waited for all
+        session._seconds += time.perf_counter() - began
+    return results

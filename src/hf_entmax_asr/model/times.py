@@ -206,18 +206,22 @@ def best_path(scores: np.ndarray, may_skip: np.ndarray | None = None) -> np.ndar
     Paths run from the first state to the last; with `may_skip` the first and the last may be left out.
     """
     positions, count = scores.shape
-    skips = np.zeros(count, dtype=bool) if may_skip is None else may_skip
-    never = np.full(2, -np.inf)
+    skips = None if may_skip is None else np.where(may_skip[2:], 0.0, -np.inf)
     best = np.full(count, -np.inf)
     best[0] = scores[0, 0]
     if may_skip is not None and count > 1:
         best[1] = scores[0, 1]
     moves = np.zeros((positions, count), dtype=np.int8)
     for position in range(1, positions):
-        behind = np.concatenate([never, best])
-        reached = np.stack([best, behind[1:-1], np.where(skips, behind[:-2], -np.inf)])
-        moves[position] = reached.argmax(0)
-        best = reached.max(0) + scores[position]
+        before, move = best, moves[position]
+        best = before.copy()
+        np.greater(before[:-1], before[1:], out=move[1:], casting="unsafe")
+        np.maximum(before[:-1], before[1:], out=best[1:])
+        if skips is not None:
+            by_two = before[:-2] + skips
+            move[2:][by_two > best[2:]] = 2
+            np.maximum(best[2:], by_two, out=best[2:])
+        best += scores[position]
     state = count - 1
     if may_skip is not None and count > 1 and best[count - 2] > best[count - 1]:
         state = count - 2

@@ -160,14 +160,14 @@ class LearnedEntmax(AttentionTransform):
 
 
 class TopkSoftmax(AttentionTransform):
-    """Softmax over the k largest scores."""
+    """Softmax over what is at least the k-th largest score (Explicit Sparse Transformer)."""
 
     def __init__(self, config: EntmaxAsrConfig, num_heads: int):
         super().__init__(config, num_heads)
         self.k = config.attention_topk
 
     def forward(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        return topk_softmax(scores, self.k, mask=mask)
+        return topk_softmax(scores, self.k, mask=mask, keep_ties=True)
 
 
 TRANSFORM_CLASSES: dict[str, type[AttentionTransform]] = {  # the keys are `TRANSFORMS` of the configuration

@@ -9,7 +9,12 @@ options     --lm and its companions, for the programs in scripts/
 
 from hf_entmax_asr.ngram_lm.estimation import train_ngram
 from hf_entmax_asr.ngram_lm.fusion import FusedModel, LanguageModelFusion
-from hf_entmax_asr.ngram_lm.options import add_language_model_options, add_reading_options, with_language_model
+from hf_entmax_asr.ngram_lm.options import (
+    add_language_model_options,
+    add_reading_options,
+    candidates_wanted,
+    with_language_model,
+)
 from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "NgramModel",
     "add_language_model_options",
     "add_reading_options",
+    "candidates_wanted",
     "train_ngram",
     "with_language_model",
 ]

@@ -38,7 +38,7 @@ class LanguageModelFusion(LogitsProcessor):
     the probability 0.
 
     Works for greedy search, beams and sampling. The scores of a greedy search are then logits plus the language model's
-    part; of a beam search, log probabilities plus that part.
+    part; of a beam search, log probabilities plus that part. CTC alone adds it to the probability of each text.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LanguageModelFusion(LogitsProcessor):
             candidates: how many best next tokens of a hypothesis the search can take: 1 for greedy search, twice the
                 number of beams for beam search (and at least 2). A character model then does not score all of a large
                 vocabulary; the tokens left out get the probability 0, which changes nothing in the search. None, the
-                default, scores all, as sampling needs.
+                default, scores all, as sampling and CTC alone need.
 
         Raises:
             LanguageModelError: a weight that is negative or not finite, no candidates, or a tokenizer that the model
@@ -161,9 +161,23 @@ class FusedModel:
         self.model, self.fusion = model, fusion
 
     def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
-        """As the recogniser's, the language model before any other logits processor."""
+        """As the recogniser's, the language model before any other logits processor.
+
+        Raises:
+            LanguageModelError: CTC alone, in which the recogniser does not say which tokens are candidates, with a
+                language model that scores these alone.
+        """
+        weight = kwargs.get("ctc_weight", getattr(self.model.generation_config, "ctc_weight", None))
+        if weight == 1 and self.fusion.candidates is not None:
+            raise LanguageModelError(
+                f"candidates is {self.fusion.candidates}; ctc_weight = 1 wants the scores of all tokens: "
+                "LanguageModelFusion(..., candidates=None)"
+            )
         processors = LogitsProcessorList([self.fusion, *(logits_processor or [])])
         return self.model.generate(*args, logits_processor=processors, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

@@ -28,7 +28,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def with_language_model(model: Any, processor: Any, arguments: argparse.Namespace) -> Any:
-    """The recogniser, with the language model of the arguments (which have num_beams too) where there is one.
+    """The recogniser, with the language model of the arguments where there is one; they have num_beams and ctc_weight
+    too.
 
     Raises:
         ImportError: KenLM is not installed.
@@ -43,6 +44,13 @@ def with_language_model(model: Any, processor: Any, arguments: argparse.Namespac
         processor.tokenizer,
         weight=arguments.lm_weight,
         insertion_bonus=arguments.insertion_bonus,
-        candidates=2 * arguments.num_beams,
+        candidates=candidates_wanted(model, arguments),
     )
     return FusedModel(model, fusion)
+
+
+def candidates_wanted(model: Any, arguments: argparse.Namespace) -> int | None:
+    """For `LanguageModelFusion`, by the num_beams and the ctc_weight of the arguments: CTC alone wants all tokens."""
+    weight = arguments.ctc_weight
+    weight = getattr(model.generation_config, "ctc_weight", None) if weight is None else weight
+    return None if weight == 1 else 2 * arguments.num_beams

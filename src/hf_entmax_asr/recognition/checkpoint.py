@@ -12,7 +12,8 @@ from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
-from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
+from hf_entmax_asr.model.modeling_entmax_asr_baselines import recogniser_class
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.model.speech_features import SpeechFeatureExtractor
 
@@ -28,16 +29,22 @@ class CheckpointError(RuntimeError):
 
 
 def load_recogniser(
-    checkpoint: str | Path, device: str | None = None
-) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
-    """Model (in evaluation mode, on `device`, or the best there is) and processor of a folder or Hub repository.
+    checkpoint: str | Path, device: str | None = None, *, any_system: bool = False
+) -> tuple[Any, EntmaxAsrProcessor]:
+    """Model (in evaluation mode, on `device`, or the best there is) and processor of a folder or Hub repository: an
+    `EntmaxAsrForConditionalGeneration`, and with `any_system` also one of the systems to compare with.
 
     Raises:
         CheckpointError: there is none, it is not a checkpoint of this package, or it is damaged; the message names the
             file.
     """
     folder = _folder_of(checkpoint)
-    config = _read(folder, CONFIG_NAME, lambda: EntmaxAsrConfig.from_pretrained(folder))
+    config = _read(folder, CONFIG_NAME, lambda: _read_config(folder))
+    if isinstance(config, EntmaxAsrBaselineConfig) and not any_system:
+        raise CheckpointError(
+            f"{checkpoint} holds one of the systems to compare with (head = {config.head!r}), which is trained, "
+            "evaluated and transcribed with, and nothing else: see docs/baselines.md"
+        )
     auto_map = getattr(config, "auto_map", None) or {}
     if not isinstance(auto_map, dict) or not all(isinstance(name, str) for name in auto_map.values()):
         raise CheckpointError(f"{folder / CONFIG_NAME}: auto_map is {auto_map!r}; it must name a class for each role")
@@ -165,6 +172,12 @@ def _read(folder: Path, file: str, read: Callable[[], T]) -> T:
         ) from error
 
 
+def _read_config(folder: Path) -> EntmaxAsrConfig:
+    settings, _ = EntmaxAsrConfig.get_config_dict(folder)
+    of_baseline = settings.get("model_type") == EntmaxAsrBaselineConfig.model_type
+    return (EntmaxAsrBaselineConfig if of_baseline else EntmaxAsrConfig).from_pretrained(folder)
+
+
 def _read_processor(folder: Path) -> EntmaxAsrProcessor:
     tokenizer: Any = _read(folder, TOKENIZER, lambda: AutoTokenizer.from_pretrained(folder))
     processor = _read(folder, PROCESSOR, lambda: AutoProcessor.from_pretrained(folder))
@@ -182,7 +195,7 @@ def _load_weights(folder: Path, checkpoint: str, config: EntmaxAsrConfig) -> Any
                 kind = tensors.get_slice(name).get_dtype()
                 if not kind.startswith(("F", "BF")) and not quantized:
                     raise CheckpointError(f"{file}: {name} holds numbers of type {kind}; weights are fractions")
-    loaded: Any = EntmaxAsrForConditionalGeneration.from_pretrained(
+    loaded: Any = recogniser_class(config).from_pretrained(
         checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
     )
     model, found = loaded

@@ -15,14 +15,23 @@ Batch = dict[str, torch.Tensor]
 
 
 @contextmanager
-def decoding_as(model: Any, monotonic_decoding: str | None = None, firing_rule: str | None = None) -> Iterator[None]:
-    """Decode in another way inside the block ("hard" or "soft"; "threshold" or "cumulative"); None leaves as it is.
+def decoding_as(
+    model: Any,
+    monotonic_decoding: str | None = None,
+    firing_rule: str | None = None,
+    ctc_weight: float | None = None,
+) -> Iterator[None]:
+    """Decode in another way inside the block: "hard" or "soft"; "threshold" or "cumulative"; the weight of CTC, from 0
+    to 1. None leaves as it is.
 
     Raises:
         ValueError: a name that the model does not know.
     """
     before = model.config.monotonic_decoding, model.config.firing_rule
+    weight_before = getattr(model.generation_config, "ctc_weight", None)
     try:
+        if ctc_weight is not None:
+            model.generation_config.ctc_weight = ctc_weight
         if monotonic_decoding is not None:
             model.config.monotonic_decoding = monotonic_decoding
         if firing_rule is not None:
@@ -31,6 +40,8 @@ def decoding_as(model: Any, monotonic_decoding: str | None = None, firing_rule: 
         yield
     finally:
         model.config.monotonic_decoding, model.config.firing_rule = before
+        if ctc_weight is not None:
+            model.generation_config.ctc_weight = weight_before
 
 
 def is_monotonic(model: Any) -> bool:

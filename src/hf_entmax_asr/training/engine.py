@@ -364,7 +364,7 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         if self.splits.validation is None:
             return
-        model, _ = load_recogniser(target, str(self.accelerator.device))
+        model, _ = load_recogniser(target, str(self.accelerator.device), any_system=True)
         scores = self._score(model, self.splits.validation, f"mean of steps {steps}")
         if self.accelerator.is_main_process:
             self._write_card(target, model, scores)

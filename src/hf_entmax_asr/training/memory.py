@@ -7,7 +7,7 @@ import sys
 import torch
 
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
-from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.modeling_entmax_asr_baselines import recogniser_class
 from hf_entmax_asr.training.typed_yaml import RecipeError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
@@ -37,7 +37,7 @@ def check_memory(config: EntmaxAsrConfig) -> None:
         RecipeError: with their number.
     """
     with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in EntmaxAsrForConditionalGeneration(config).parameters())
+        weights = sum(parameter.numel() for parameter in recogniser_class(config)(config).parameters())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * weights > memory:
         raise RecipeError(

@@ -14,10 +14,20 @@ import yaml
 
 from hf_entmax_asr.analysis.document import AnalysisDocument
 from hf_entmax_asr.metrics import Scores
+from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from hf_entmax_asr.recognition.attention_section import attention_text
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
 from hf_entmax_asr.training.training_state import TrainingState
 
+_PAPER = (
+    'Zhao et al., "Adaptive Sparse and Monotonic Attention for Transformer-based Automatic Speech Recognition"\n'
+    "(arXiv 2209.15176)"
+)
+_RECOGNISER = (
+    "A speech recogniser with adaptively sparse (α-entmax) self-attention and monotonic multi-head cross-attention, "
+    f"after\n{_PAPER}."
+)
+_COMPARED = f"One of the systems to compare with that of\n{_PAPER}, trained as that is."
 _SAYS_NOTHING = ("run", "output", "best", "last", "checkpoint")
 
 
@@ -51,8 +61,15 @@ def model_card(
     settings = recipe_to_dict(recipe)
     settings["data"]["path"] = Path(recipe.data.path or "").name or None  # where it lies is nobody else's business
     title = recipe.card.title or name
+    compared = isinstance(model.config, EntmaxAsrBaselineConfig)
+    tags = [
+        "automatic-speech-recognition",
+        "entmax_asr",
+        *([] if compared else ["sparse-attention", "monotonic-attention"]),
+    ]
     values = {
-        "metadata": yaml.safe_dump(_metadata(title, recipe, scores), sort_keys=False, allow_unicode=True).strip(),
+        "summary": _COMPARED if compared else _RECOGNISER,
+        "metadata": yaml.safe_dump(_metadata(title, recipe, scores, tags), sort_keys=False, allow_unicode=True).strip(),
         "licence": (
             f"The weights are under the licence {recipe.card.license}."
             if recipe.card.license
@@ -62,7 +79,7 @@ def model_card(
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         "architecture": _architecture(model.config),
         "results": _results(scores, data.validation_utterances),
-        "attention": attention_text(analysis),
+        "attention": "It is not measured for such a system." if compared else attention_text(analysis),
         "alphas": _heads(model.alphas(), "α"),
         "gates": _heads(model.gates(), "gate"),
         "train_utterances": f"{data.train_utterances:,}",
@@ -84,13 +101,13 @@ def card_title(output: Path) -> str:
     return folder.parent.name if folder.name in _SAYS_NOTHING and folder.parent.name else folder.name
 
 
-def _metadata(title: str, recipe: Recipe, scores: dict[str, Scores]) -> dict[str, Any]:
+def _metadata(title: str, recipe: Recipe, scores: dict[str, Scores], tags: list[str]) -> dict[str, Any]:
     """The card's head, as the Hub reads it."""
     section, data = recipe.card, Path(recipe.data.path or "").name or "unknown"
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["automatic-speech-recognition", "entmax_asr", "sparse-attention", "monotonic-attention"],
+        "tags": tags,
         "metrics": ["wer", "cer"],
     }
     if section.languages:
@@ -129,6 +146,9 @@ def _text_of(file: Path) -> str:
 
 
 def _architecture(config: Any) -> str:
+    if isinstance(config, EntmaxAsrBaselineConfig):
+        head = f"{config.head} head" + (f", predictor {config.predictor}" if config.head == "transducer" else "")
+        return f"a system to compare with: {config.encoder_type} encoder of width {config.d_model}, {head}"
     cross = "full cross-attention"
     if config.cross_attention == "monotonic":
         chunk = config.monotonic_chunk_size

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.modeling_entmax_asr_baselines import recogniser_class
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ _MARKS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
 
 
 @torch.no_grad()
-def with_tokenizer(model: EntmaxAsrForConditionalGeneration, old: Any, new: Any) -> EntmaxAsrForConditionalGeneration:
+def with_tokenizer(model: Any, old: Any, new: Any) -> Any:
     """The model for the tokens of `new`: what both tokenizers know keeps its weights, the rest of the embedding and of
     the output layers is made anew, and everything else stays. The log says how much is kept.
 
@@ -25,7 +25,7 @@ def with_tokenizer(model: EntmaxAsrForConditionalGeneration, old: Any, new: Any)
     config.pad_token_id, config.eos_token_id = new.pad_token_id, new.eos_token_id
     config.bos_token_id = config.decoder_start_token_id = new.bos_token_id
     config.decoder_prompt_ids = []  # of a language and task that the old tokens name
-    changed = EntmaxAsrForConditionalGeneration(config)
+    changed = recogniser_class(config)(config)
     kept = _kept(old, new, model.config)
     targets, sources = torch.tensor(list(kept)), torch.tensor(list(kept.values()))
     own = changed.state_dict()
@@ -45,7 +45,7 @@ def with_tokenizer(model: EntmaxAsrForConditionalGeneration, old: Any, new: Any)
 
 
 def _of_tokens(name: str) -> bool:
-    return "embed_tokens" in name or name.startswith(("lm_head.", "ctc_head."))
+    return "embed_tokens" in name or "lm_head." in name or name.startswith("ctc_head.")
 
 
 def _kept(old: Any, new: Any, config: Any) -> dict[int, int]:

@@ -22,7 +22,7 @@ from hf_entmax_asr.corpora import CORPORA, read_corpus
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
-from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.model.modeling_entmax_asr_baselines import recogniser_class
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, cache_features, prepare_split
@@ -37,6 +37,7 @@ from hf_entmax_asr.training.recipe import (
     Recipe,
     RecipeError,
     TokenizerSection,
+    config_class,
     load_recipe,
     model_settings,
     recipe_differences,
@@ -69,7 +70,7 @@ class Splits:
 class Prepared:
     """Everything a run starts from; `checkpoint` is where it goes on, None for a new run."""
 
-    model: EntmaxAsrForConditionalGeneration
+    model: Any  # a recogniser, or a system to compare with
     processor: EntmaxAsrProcessor
     splits: Splits
     state: TrainingState
@@ -104,7 +105,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
     state = read_training_state(checkpoint)
     if CheckpointStore(output).path(state.step) != checkpoint:
         raise CheckpointError(f"{checkpoint} holds the training state of step {state.step}: it was put together of two")
-    model, processor = load_recogniser(checkpoint, "cpu")
+    model, processor = load_recogniser(checkpoint, "cpu", any_system=True)
     splits = prepare_splits(recipe, rows, processor, model.config)
     if splits.train.fingerprint() != state.data_fingerprint:
         raise CheckpointError(
@@ -205,8 +206,8 @@ def build_processor(recipe: Recipe, rows: dict[str, Any]) -> EntmaxAsrProcessor:
 
 
 def _for_tokenizer(
-    recipe: Recipe, rows: dict[str, Any], model: EntmaxAsrForConditionalGeneration, processor: EntmaxAsrProcessor
-) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
+    recipe: Recipe, rows: dict[str, Any], model: Any, processor: EntmaxAsrProcessor
+) -> tuple[Any, EntmaxAsrProcessor]:
     """The checkpoint that the recipe starts from, with the tokenizer that the recipe asks for, if it asks for one."""
     section = recipe.tokenizer
     if section.path is None and not section.train_anew:
@@ -270,7 +271,8 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
         utterances = prepare_split(split, processor, recipe.data.lower_case)
         if role == "train" and recipe.data.word_times is not None:
             add_word_times(utterances, recipe.data.word_times, processor.tokenizer)
-        positions = config.positions_of(utterances.frames) if config.ctc_loss_weight > 0 else None
+        by_ctc = config.ctc_loss_weight > 0 or getattr(config, "head", None) == "ctc"
+        positions = config.positions_of(utterances.frames) if by_ctc else None
         utterances = usable_utterances(role, utterances, recipe.data, processor.tokenizer, positions)
         if role == "validation" and recipe.evaluation.max_utterances is not None:
             utterances = utterances.select(evenly_spaced(len(utterances), recipe.evaluation.max_utterances))
@@ -333,7 +335,7 @@ def add_word_times(utterances: Utterances, path: str, tokenizer: Any) -> None:
 def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConfig:
     """The model's configuration; an `energy_bias_init` of "auto" stays at its default until the data is known."""
     tokenizer = processor.tokenizer
-    return EntmaxAsrConfig(
+    return config_class(recipe.model)(
         **model_settings(recipe),
         vocab_size=len(tokenizer),
         num_mel_bins=processor.feature_extractor.feature_size,
@@ -355,7 +357,7 @@ def _densest(config: EntmaxAsrConfig, train: Utterances) -> float:
     return round(float((train.tokens / config.positions_of(train.frames)).max()), 4)
 
 
-def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> EntmaxAsrForConditionalGeneration:
+def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> Any:
     """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
     if "max_tokens_per_position" not in recipe.model:
         config.max_tokens_per_position = DENSER_THAN_TRAINING * _densest(config, train)
@@ -364,10 +366,10 @@ def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> E
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
     check_memory(config)
-    return EntmaxAsrForConditionalGeneration(config)
+    return recogniser_class(config)(config)
 
 
-def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, EntmaxAsrProcessor]:
+def load_start(recipe: Recipe) -> tuple[Any, EntmaxAsrProcessor]:
     """Model and processor of the checkpoint that the recipe starts from, with the keys of its model section.
 
     Raises:
@@ -375,18 +377,21 @@ def load_start(recipe: Recipe) -> tuple[EntmaxAsrForConditionalGeneration, Entma
         RecipeError: weights of another size or other features are asked for.
     """
     start = str(recipe.start_from)
-    model, processor = load_recogniser(start, "cpu")
+    model, processor = load_recogniser(start, "cpu", any_system=True)
     for key, value in recipe.features.items():
         if key in ("min_seconds", "maximum"):  # how long recordings are, and by which maximum Whisper's are scaled
             setattr(processor.feature_extractor, key, value)
         elif value != (theirs := getattr(processor.feature_extractor, key, None)):
             raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
-    changes = {key: value for key, value in model_settings(recipe).items() if getattr(model.config, key) != value}
+    settings = model_settings(recipe).items()
+    if absent := [key for key, _ in settings if not hasattr(model.config, key)]:
+        raise RecipeError(f"start_from: {start} is a model that knows no model.{absent[0]}; leave it out")
+    changes = {key: value for key, value in settings if getattr(model.config, key) != value}
     if not changes:
         return model, processor
     try:
-        config = EntmaxAsrConfig.from_dict(model.config.to_dict() | changes)
-        changed = EntmaxAsrForConditionalGeneration.from_pretrained(start, config=config)
+        config = type(model.config).from_dict(model.config.to_dict() | changes)
+        changed = type(model).from_pretrained(start, config=config)
     except (RuntimeError, ValueError, StrictDataclassError) as error:
         named = ", ".join(f"model.{key}: {value!r}" for key, value in changes.items())
         raise RecipeError(f"start_from: {start} does not go with {named}: {error}") from error

@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hf_entmax_asr.corpora import CORPORA
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
+from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.training.typed_yaml import RecipeError, build, check_finite, read_tree, unknown_key
 
@@ -164,7 +165,8 @@ class CardSection:
 
 @dataclass
 class Recipe:
-    """A whole experiment. `model` holds keys of EntmaxAsrConfig, `features` those of EntmaxAsrFeatureExtractor.
+    """A whole experiment. `model` holds keys of EntmaxAsrConfig, or of EntmaxAsrBaselineConfig where one of them is of
+    that alone; `features` those of EntmaxAsrFeatureExtractor.
 
     With `start_from` training begins with the weights, tokenizer and features of that checkpoint (a folder, or a Hub
     repository); its configuration holds but for the keys in `model`.
@@ -224,7 +226,7 @@ def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
     _check_free_section("features", recipe.features, _feature_keys())
     # Values are checked where they belong, by the classes themselves, but now rather than after the data is read.
     for section, check, settings in (
-        ("model", EntmaxAsrConfig, model_settings(recipe)),
+        ("model", config_class(recipe.model), model_settings(recipe)),
         ("features", EntmaxAsrFeatureExtractor, recipe.features),
     ):
         try:
@@ -265,8 +267,14 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def config_class(model: dict[str, Any]) -> type[EntmaxAsrConfig]:
+    """Of the recogniser, or of a system to compare with where the model section has a key that only those have."""
+    own = _model_keys() - inspect.get_annotations(EntmaxAsrConfig).keys()
+    return EntmaxAsrBaselineConfig if own & model.keys() else EntmaxAsrConfig
+
+
 def _model_keys() -> set[str]:
-    return set(inspect.get_annotations(EntmaxAsrConfig))
+    return {*inspect.get_annotations(EntmaxAsrConfig), *inspect.get_annotations(EntmaxAsrBaselineConfig)}
 
 
 def _feature_keys() -> set[str]:

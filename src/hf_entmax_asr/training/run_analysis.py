@@ -6,6 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_entmax_asr.analysis.document import AnalysisDocument
+from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from hf_entmax_asr.training.analysis_callback import (
     AnalysisCallback,
     drop_analyses_after,
@@ -13,7 +14,7 @@ from hf_entmax_asr.training.analysis_callback import (
     write_page,
 )
 from hf_entmax_asr.training.preparation import Prepared
-from hf_entmax_asr.training.recipe import Recipe
+from hf_entmax_asr.training.recipe import Recipe, RecipeError
 from hf_entmax_asr.training.reporting import HISTORY, read_history
 
 ANALYSES = "analysis"
@@ -31,9 +32,15 @@ class RunAnalysis:
 
         Raises:
             DataError: no utterance of the validation split is short enough to be analysed.
+            RecipeError: analyses are asked for of a system to compare with.
         """
         self.folder, self.history, self.accelerator = output / ANALYSES, output / HISTORY, accelerator
         section, splits = recipe.evaluation, prepared.splits
+        if section.analyze_every_steps is not None and isinstance(prepared.model.config, EntmaxAsrBaselineConfig):
+            raise RecipeError(
+                f"evaluation.analyze_every_steps is {section.analyze_every_steps}, and a system to compare with cannot "
+                "be analysed: set it to null"
+            )
         self.callback: AnalysisCallback | None = None
         if section.analyze_every_steps is not None and splits.validation is not None:
             self.callback = AnalysisCallback(

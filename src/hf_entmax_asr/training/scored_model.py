@@ -59,4 +59,6 @@ class ScoredModel:
             return self.trained
         for target, source in zip(self.copy.parameters(), self.mean or self.trained.parameters(), strict=True):
             target.copy_(unsharded(source))
+        for target, source in zip(self.copy.buffers(), self.trained.buffers(), strict=True):  # running statistics
+            target.copy_(unsharded(source))
         return self.copy

@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""A page to try a recogniser: speak or upload, read along, see where every head stopped, play a word by clicking on it.
+
+    python scripts/app.py runs/mine/best
+    python scripts/app.py owner/name --port 7861
+    python scripts/app.py runs/mine/best --space my_space      # a folder to push to the Hub as a Space
+
+CHECKPOINT is a folder or a Hub repository; in a Space it stands beside this file. Needs gradio: pip install
+'hf_entmax_asr[app]'.
+"""
+
+import argparse
+import importlib.metadata
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from transformers.utils.logging import disable_progress_bar
+
+import hf_entmax_asr
+from hf_entmax_asr.atomic_files import atomic_folder
+from hf_entmax_asr.audio import audio_blocks
+from hf_entmax_asr.error_messages import described, reports_errors
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
+from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
+from hf_entmax_asr.recognition.live_page import Heard, Hearing, why_not_live
+from hf_entmax_asr.recognition.page_picture import PLAY_ON_CLICK, picture
+from hf_entmax_asr.recognition.transcript_forms import written_as
+
+SPACE_CHECKPOINT = "checkpoint"  # a folder beside the file, or a file with the name of a repository
+SECONDS_BETWEEN = 0.5  # of what a microphone sends at a time
+REQUIRED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "gradio")
+SPACE_CARD = """---
+title: Speech recognition with monotonic attention
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+---
+Made by `scripts/app.py --space` of hf_entmax_asr.
+"""
+
+
+class Page:
+    """What the page does, whoever shows it. Results are tuples: text, HTML of the recording, files to download."""
+
+    def __init__(self, model: Any, processor: Any, folder: Path, chunk_ms: float = 640.0):
+        self.model, self.processor, self.folder, self.chunk_ms = model, processor, folder, chunk_ms
+        if hasattr(processor.feature_extractor, "maximum"):
+            processor.feature_extractor.maximum = "running"  # that of the whole recording is not known before its end
+        self.reason = why_not_live(model)
+        self._computing = threading.Lock()  # one recording at a time has the processor's cores
+
+    def begin(self) -> Hearing:
+        return Hearing(self.model, self.processor, self.chunk_ms)
+
+    def hear(self, piece: tuple[int, np.ndarray] | None, hearing: Hearing | None) -> tuple[str, Hearing]:
+        """The next samples of a microphone -> the text so far."""
+        hearing = hearing or self.begin()
+        if piece is not None:
+            with self._computing:
+                hearing.hear(*piece)
+        return hearing.text, hearing
+
+    def finish(self, hearing: Hearing | None) -> tuple[str, str, str | None, str | None, None]:
+        """The microphone was stopped -> all that is shown; the next recording begins anew."""
+        if hearing is None:
+            return "", "", None, None, None
+        with self._computing:
+            heard = hearing.finish()
+        return (*self._shown(heard, "recording"), None)
+
+    def upload(self, file: str | None) -> Iterator[tuple[str, str, str | None, str | None]]:
+        """A file: its text as it is heard, then all that is shown."""
+        if file is None:
+            yield "", "", None, None
+            return
+        hearing = self.begin()
+        for block in audio_blocks(file, hearing.rate):
+            for first in range(0, len(block), hearing.rate):
+                with self._computing:
+                    text = hearing.hear(hearing.rate, block[first : first + hearing.rate])
+                yield text, "", None, None
+        with self._computing:
+            heard = hearing.finish()
+        yield self._shown(heard, Path(file).stem)
+
+    def _shown(self, heard: Heard, name: str) -> tuple[str, str, str | None, str | None]:
+        place = Path(tempfile.mkdtemp(dir=self.folder))
+        audio = place / f"{name}.wav"
+        soundfile.write(audio, heard.waveform, heard.sampling_rate)
+        transcript = heard.transcript(audio.name)
+        files = []
+        for form in ("srt", "json"):
+            file = place / f"{name}.{form}"
+            file.write_text(written_as(form, [transcript], [name], several=False), encoding="utf-8")
+            files.append(str(file))
+        if not len(heard.waveform):
+            return heard.text, "", *files
+        features = SpeechSeq2SeqCollator(self.processor)([{"audio": heard.waveform}])["input_features"][0]
+        frames = -(-len(heard.waveform) // self.processor.feature_extractor.hop_samples)
+        return heard.text, picture(heard, features[:frames].numpy(), f"gradio_api/file={audio}"), *files
+
+
+def blocks(page: Page, title: str) -> Any:
+    """The page in gradio."""
+    import gradio as gr
+
+    note = "Text is written while you speak." if page.reason is None else f"Text comes at the end: {page.reason}"
+    with gr.Blocks(title=title) as made:
+        gr.Markdown(f"# {title}\n{note}")
+        hearing = gr.State(None)
+        with gr.Row():
+            microphone = gr.Audio(sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone")
+            file = gr.Audio(sources=["upload"], type="filepath", label="File", elem_id="file")
+        text = gr.Textbox(label="Text", lines=3, elem_id="text")
+        shown = gr.HTML(elem_id="picture", js_on_load=PLAY_ON_CLICK)
+        with gr.Row():
+            srt = gr.File(label="SRT", elem_id="srt")
+            json = gr.File(label="JSON", elem_id="json")
+        everything = [text, shown, srt, json]
+        microphone.stream(
+            page.hear, [microphone, hearing], [text, hearing], stream_every=SECONDS_BETWEEN, concurrency_limit=1
+        )
+        microphone.stop_recording(page.finish, [hearing], [*everything, hearing])
+        file.upload(page.upload, [file], everything)
+    return made
+
+
+def make_space(checkpoint: str, folder: Path) -> None:
+    """A folder that is a Space of the Hub: this file, the package, what it requires, and the checkpoint."""
+    package = Path(hf_entmax_asr.__file__).parent
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in REQUIRED}
+    with atomic_folder(folder) as space:
+        shutil.copy(Path(__file__), space / "app.py")
+        shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        (space / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
+        (space / "README.md").write_text(SPACE_CARD.format(gradio=versions["gradio"]))
+        if Path(checkpoint).is_dir():
+            skipped = shutil.ignore_patterns("training_state")
+            shutil.copytree(Path(checkpoint).resolve(), space / SPACE_CHECKPOINT, ignore=skipped)
+        else:
+            (space / SPACE_CHECKPOINT).write_text(checkpoint + "\n")
+
+
+def found_checkpoint() -> str:
+    """The one beside this file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    beside = Path(__file__).parent / SPACE_CHECKPOINT
+    if not beside.exists():
+        raise FileNotFoundError("name a checkpoint: a folder or a Hub repository")
+    return str(beside) if beside.is_dir() else beside.read_text().strip()
+
+
+@reports_errors("app.py")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", nargs="?", help="folder or Hub repository (default: that beside this file)")
+    parser.add_argument("--chunk-ms", type=float, default=640.0, help="audio that the encoder takes at a time")
+    parser.add_argument("--host", help="address to serve (default: this machine alone, in a Space what it wants)")
+    parser.add_argument("--port", type=int, help="(default: 7860 or the next that is free)")
+    parser.add_argument("--space", type=Path, help="make a Space in this folder instead of serving the page")
+    parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
+    arguments = parser.parse_args()
+    checkpoint = arguments.checkpoint or found_checkpoint()
+    if arguments.space is not None:
+        make_space(checkpoint, arguments.space)
+        print(f"{arguments.space} is a Space: hf upload owner/name {arguments.space} --repo-type space")
+        return 0
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"the page needs gradio: pip install 'hf_entmax_asr[app]' ({described(error)})") from error
+    disable_progress_bar()
+    model, processor = load_recogniser(checkpoint, arguments.device)
+    with tempfile.TemporaryDirectory(prefix="hf_entmax_asr_page.") as folder:
+        page = blocks(Page(model, processor, Path(folder), arguments.chunk_ms), Path(checkpoint).name)
+        page.launch(server_name=arguments.host, server_port=arguments.port, allowed_paths=[folder])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
