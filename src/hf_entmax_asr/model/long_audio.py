@@ -21,8 +21,8 @@ class PieceRule:
     of the second half will do."""
 
     longest_seconds: float = 30.0
-    pause_seconds: float = 0.4
-    margin_seconds: float = 0.2
+    pause_seconds: float = 0.3
+    margin_seconds: float = 0.15
 
     def __post_init__(self) -> None:
         if not self.longest_seconds >= 1:
