@@ -11,6 +11,7 @@ compared in lower case, without what is neither a letter nor an apostrophe.
 import argparse
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,30 @@ def recognised(model: Any, processor: Any, audio: Sequence[np.ndarray], **option
 
 
 def delays(model: Any, processor: Any, audio: Sequence[np.ndarray], chunk_ms: float) -> str:
-    """How far behind the place where it was heard each token was written, and how many were written before the end."""
+    """How far behind the place where it was heard each token was written, how many were written before the end, how far
+    text lags behind speech, and seconds of the processor for one of audio."""
     behind: list[float] = []
     early: list[float] = []
+    lags: list[tuple[float, float]] = []
+    began = time.process_time()
     for waveform in audio:
         session = model.stream(processor, chunk_ms=chunk_ms)
         session.feed(waveform)
         session.finish()
         behind += [token.emitted_ms - token.time_ms for token in session.tokens]
-        share = session.stats().streamability
-        early += [] if share is None else [share]
+        stats = session.stats()
+        if stats.lagging is not None:
+            early.append(stats.streamability)
+            lags.append((stats.lagging.average_lagging, stats.lagging.differentiable_average_lagging))
     if not behind:
         return "no text"
-    return f"median {np.median(behind):.0f} ms, 90 % {np.percentile(behind, 90):.0f} ms, {np.mean(early):.0%} early"
+    taken = time.process_time() - began
+    seconds = sum(map(len, audio)) / processor.feature_extractor.sampling_rate
+    lag, differentiable = np.mean(lags, axis=0)
+    return (
+        f"median {np.median(behind):.0f} ms, 90 % {np.percentile(behind, 90):.0f} ms, {np.mean(early):.0%} early, "
+        f"AL {lag:.0f} ms, DAL {differentiable:.0f} ms, {taken / seconds:.2f} CPU-seconds a second"
+    )
 
 
 @reports_errors("live.py")
