@@ -10,6 +10,7 @@ CHECKPOINT is a folder or a Hub repository; in a Space it stands beside this fil
 """
 
 import argparse
+import base64
 import importlib.metadata
 import shutil
 import sys
@@ -30,14 +31,16 @@ from hf_entmax_asr.error_messages import described, reports_errors
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.live_page import Heard, Hearing, why_not_live
-from hf_entmax_asr.recognition.page_picture import PLAY_ON_CLICK, picture
+from hf_entmax_asr.recognition.page_picture import picture
+from hf_entmax_asr.recognition.page_scripts import LISTEN, MICROPHONE, PLAY_ON_CLICK
 from hf_entmax_asr.recognition.transcript_forms import written_as
 
 SPACE_CHECKPOINT = "checkpoint"  # a folder beside the file, or a file with the name of a repository
-SECONDS_BETWEEN = 0.5  # of what a microphone sends at a time
+SERVED = "gradio_api/file="  # before the path of a file, where gradio serves it
+MOST_MICROPHONES = 16
 REQUIRED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "soundfile", "gradio")
 SPACE_CARD = """---
-title: Speech recognition with monotonic attention
+title: Speech recognition
 sdk: gradio
 sdk_version: {gradio}
 app_file: app.py
@@ -47,7 +50,7 @@ Made by `scripts/app.py --space` of hf_entmax_asr.
 
 
 class Page:
-    """What the page does, whoever shows it. Results are tuples: text, HTML of the recording, files to download."""
+    """What the page does, whoever shows it."""
 
     def __init__(self, model: Any, processor: Any, folder: Path, chunk_ms: float = 640.0):
         self.model, self.processor, self.folder, self.chunk_ms = model, processor, folder, chunk_ms
@@ -55,80 +58,82 @@ class Page:
             processor.feature_extractor.maximum = "running"  # that of the whole recording is not known before its end
         self.reason = why_not_live(model)
         self._computing = threading.Lock()  # one recording at a time has the processor's cores
+        self._hearings: dict[str, Hearing] = {}  # of microphones, the one that was begun last at the end
 
-    def begin(self) -> Hearing:
-        return Hearing(self.model, self.processor, self.chunk_ms)
-
-    def hear(self, piece: tuple[int, np.ndarray] | None, hearing: Hearing | None) -> tuple[str, Hearing]:
-        """The next samples of a microphone -> the text so far."""
-        hearing = hearing or self.begin()
-        if piece is not None:
-            with self._computing:
-                hearing.hear(*piece)
-        return hearing.text, hearing
-
-    def finish(self, hearing: Hearing | None) -> tuple[str, str, str | None, str | None, None]:
-        """The microphone was stopped -> all that is shown; the next recording begins anew."""
-        if hearing is None:
-            return "", "", None, None, None
+    def hear(self, given: dict[str, Any]) -> str:
+        """The next samples of a microphone: its key, their rate, and 16-bit samples in base64 -> the text so far."""
+        samples = np.frombuffer(base64.b64decode(given["samples"]), dtype="<i2")
         with self._computing:
-            heard = hearing.finish()
-        return (*self._shown(heard, "recording"), None)
+            if given["key"] not in self._hearings:
+                self._hearings[given["key"]] = self._begin()
+                for key in list(self._hearings)[:-MOST_MICROPHONES]:  # whoever closed the page did not say so
+                    del self._hearings[key]
+            return self._hearings[given["key"]].hear(round(given["rate"]), samples)
 
-    def upload(self, file: str | None) -> Iterator[tuple[str, str, str | None, str | None]]:
-        """A file: its text as it is heard, then all that is shown."""
+    def finish(self, given: dict[str, Any]) -> dict[str, str]:
+        """A microphone was stopped -> text and HTML of what it heard."""
+        with self._computing:
+            hearing = self._hearings.pop(given["key"], None)
+            if hearing is None:
+                return {"text": "", "html": ""}
+            heard = hearing.finish()
+        return {"text": heard.text, "html": self._shown(heard, "recording")}
+
+    def upload(self, file: str | None) -> Iterator[tuple[str, str]]:
+        """A file: its text as it is heard, then text and HTML."""
         if file is None:
-            yield "", "", None, None
+            yield "", ""
             return
-        hearing = self.begin()
+        hearing = self._begin()
         for block in audio_blocks(file, hearing.rate):
             for first in range(0, len(block), hearing.rate):
                 with self._computing:
                     text = hearing.hear(hearing.rate, block[first : first + hearing.rate])
-                yield text, "", None, None
+                yield text, ""
         with self._computing:
             heard = hearing.finish()
-        yield self._shown(heard, Path(file).stem)
+        yield heard.text, self._shown(heard, Path(file).stem)
 
-    def _shown(self, heard: Heard, name: str) -> tuple[str, str, str | None, str | None]:
+    def _begin(self) -> Hearing:
+        return Hearing(self.model, self.processor, self.chunk_ms)
+
+    def _shown(self, heard: Heard, name: str) -> str:
+        """Writes the audio and the files to take away; returns HTML."""
+        if not len(heard.waveform):
+            return ""
         place = Path(tempfile.mkdtemp(dir=self.folder))
-        audio = place / f"{name}.wav"
+        audio, srt, record = (place / f"{name}.{kind}" for kind in ("wav", "srt", "json"))
         soundfile.write(audio, heard.waveform, heard.sampling_rate)
         transcript = heard.transcript(audio.name)
-        files = []
-        for form in ("srt", "json"):
-            file = place / f"{name}.{form}"
-            file.write_text(written_as(form, [transcript], [name], several=False), encoding="utf-8")
-            files.append(str(file))
-        if not len(heard.waveform):
-            return heard.text, "", *files
+        for file in (srt, record):
+            file.write_text(written_as(file.suffix[1:], [transcript], [name], several=False), encoding="utf-8")
         features = SpeechSeq2SeqCollator(self.processor)([{"audio": heard.waveform}])["input_features"][0]
         frames = -(-len(heard.waveform) // self.processor.feature_extractor.hop_samples)
-        return heard.text, picture(heard, features[:frames].numpy(), f"gradio_api/file={audio}"), *files
+        downloads = {"SRT": f"{SERVED}{srt}", "JSON": f"{SERVED}{record}"}
+        return picture(heard, features[:frames].numpy(), f"{SERVED}{audio}", downloads)
 
 
 def blocks(page: Page, title: str) -> Any:
     """The page in gradio."""
     import gradio as gr
 
+    def hear(given: dict[str, Any]) -> str:  # functions of the browser's `server`; gradio marks them, methods it cannot
+        return page.hear(given)
+
+    def finish(given: dict[str, Any]) -> dict[str, str]:
+        return page.finish(given)
+
     note = "Text is written while you speak." if page.reason is None else f"Text comes at the end: {page.reason}"
     with gr.Blocks(title=title) as made:
         gr.Markdown(f"# {title}\n{note}")
-        hearing = gr.State(None)
-        with gr.Row():
-            microphone = gr.Audio(sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone")
+        with gr.Tab("Microphone"):
+            scripts = PLAY_ON_CLICK + LISTEN
+            gr.HTML(MICROPHONE, elem_id="microphone", js_on_load=scripts, server_functions=[hear, finish])
+        with gr.Tab("File"):
             file = gr.Audio(sources=["upload"], type="filepath", label="File", elem_id="file")
-        text = gr.Textbox(label="Text", lines=3, elem_id="text")
-        shown = gr.HTML(elem_id="picture", js_on_load=PLAY_ON_CLICK)
-        with gr.Row():
-            srt = gr.File(label="SRT", elem_id="srt")
-            json = gr.File(label="JSON", elem_id="json")
-        everything = [text, shown, srt, json]
-        microphone.stream(
-            page.hear, [microphone, hearing], [text, hearing], stream_every=SECONDS_BETWEEN, concurrency_limit=1
-        )
-        microphone.stop_recording(page.finish, [hearing], [*everything, hearing])
-        file.upload(page.upload, [file], everything)
+            text = gr.Textbox(label="Text", lines=3, elem_id="text")
+            shown = gr.HTML(elem_id="picture", js_on_load=PLAY_ON_CLICK)
+            file.upload(page.upload, [file], [text, shown])
     return made
 
 

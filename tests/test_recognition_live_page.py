@@ -1,11 +1,11 @@
 """What the page of scripts/app.py shows and does, without gradio."""
 
+import base64
 import itertools
 import json
 import re
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,10 +87,11 @@ def test_a_model_that_cannot_write_early_hears_the_whole():
 
 
 def test_the_picture_has_every_word_and_stop(heard):
-    shown = picture(heard, np.random.default_rng(0).normal(size=(400, 12)), "file=<a>.wav")
+    shown = picture(heard, np.random.default_rng(0).normal(size=(400, 12)), "file=<a>.wav", {"SRT": "a&b"})
     assert shown.count("data-start=") == len(heard.words)
     assert shown.count("<circle") == sum(len(item.stops) for item in heard.words)
     assert 'src="file=&lt;a&gt;.wav"' in shown
+    assert '<a download href="a&amp;b">SRT</a>' in shown
     starts = [float(start) for start in re.findall(r'data-start="([\d.]+)"', shown)]
     assert starts == pytest.approx([item.word.start for item in heard.words], abs=1e-3)
     assert "width:480px" in shown
@@ -112,17 +113,28 @@ def test_a_page_writes_files_to_download(live, tmp_path):
     app = script("app")
     page = app.Page(*live, tmp_path)
     soundfile.write(tmp_path / "said.wav", speech(2.0), RATE)
-    *partial, (text, shown, srt, record) = page.upload(str(tmp_path / "said.wav"))
-    assert [len(step) for step in partial] == [4, 4]
-    written = json.loads(Path(record).read_text())
+    *partial, (text, shown) = page.upload(str(tmp_path / "said.wav"))
+    assert [shown for _, shown in partial] == ["", ""]
+    record, srt = (next(tmp_path.rglob(f"*/said.{form}")) for form in ("json", "srt"))
+    written = json.loads(record.read_text())
     assert (written["file"], written["text"], written["seconds"]) == ("said.wav", text, 2.0)
-    assert Path(srt).read_text().startswith("1\n00:00:0")
-    assert "<audio" in shown
-    said, hearing = page.hear((RATE, speech(2.0)), None)
-    assert text.startswith(said)
-    assert page.finish(hearing)[0] == text
-    assert page.finish(None) == ("", "", None, None, None)
-    assert page.hear(None, None)[0] == ""
+    assert srt.read_text().startswith("1\n00:00:0")
+    assert f'href="gradio_api/file={srt}"' in shown
+
+
+def test_a_microphone_is_heard_piece_by_piece(live, tmp_path):
+    page = script("app").Page(*live, tmp_path)
+    samples = (speech(2.0) * 32767).astype("<i2")
+    for piece in np.split(samples, 8):
+        given = {"key": "a", "rate": RATE, "samples": base64.b64encode(piece.tobytes()).decode()}
+        said = page.hear(given)
+        page.hear(given | {"key": "b"})
+    result = page.finish({"key": "a"})
+    assert result["text"].startswith(said)
+    assert result["text"].strip()
+    assert "<audio" in result["html"]
+    assert page.finish({"key": "a"}) == {"text": "", "html": ""}
+    assert page.finish({"key": "b"})["text"] == result["text"]
 
 
 def test_a_space_has_all_that_the_page_needs(monkeypatch, capsys, tmp_path):

@@ -135,7 +135,7 @@ def words_of_tokens(model: Any, tokenizer: Any, tokens: Sequence[StreamToken]) -
     the first head of the last layer that counts tells the end of each token, and the token before where it starts.
     """
     settings = getattr(model.generation_config, "word_times", None) or {}
-    starts, ends = [], []
+    starts, ends = list[float](), list[float]()
     for index, token in enumerate(tokens):
         if settings.get("source") == "stops":
             behind = tokens[min(index + (settings.get("end_at") == "next"), len(tokens) - 1)]

@@ -4,7 +4,7 @@ import base64
 import html
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,29 +16,14 @@ ROW = 9  # of a head
 WORD_HEIGHT = 26
 MARK = "data-start"  # what makes an element of the page a word that can be played
 
-# A click plays the audio from the word's beginning to its end; `element` is where the page put the HTML.
-PLAY_ON_CLICK = """
-element.addEventListener("click", (event) => {
-  const word = event.target.closest("[data-start]");
-  const audio = element.querySelector("audio");
-  if (!word || !audio) return;
-  const end = Number(word.dataset.end);
-  audio.currentTime = Number(word.dataset.start);
-  audio.dataset.playing = word.textContent;
-  audio.ontimeupdate = () => {
-    if (audio.currentTime >= end) { audio.pause(); audio.ontimeupdate = null; }
-  };
-  audio.play();
-});
-"""
 
-
-def picture(heard: Heard, levels: np.ndarray, audio_url: str) -> str:
+def picture(heard: Heard, levels: np.ndarray, audio_url: str, downloads: Mapping[str, str]) -> str:
     """HTML of a recording.
 
     Args:
         levels: (T, F) features, drawn over the whole width.
         audio_url: where the page finds the audio.
+        downloads: by name, where it finds files to take away.
     """
     seconds = len(heard.waveform) / heard.sampling_rate
     width = max(1, round(PIXELS_PER_SECOND * seconds))
@@ -54,6 +39,7 @@ def picture(heard: Heard, levels: np.ndarray, audio_url: str) -> str:
         _words(heard.words),
         "</div></div>",
         _legend(heads),
+        " ".join(f'<a download href="{html.escape(url)}">{name}</a>' for name, url in downloads.items()),
     ]
     return "\n".join(body)
 
@@ -77,10 +63,11 @@ def _stops(words: Sequence[HeardWord], heads: Sequence[str], width: int) -> str:
 def _words(words: Sequence[HeardWord]) -> str:
     """Each word as a button at its time; a word that would cover the one before it is a line lower."""
     buttons = []
-    free = [0.0, 0.0, 0.0]  # pixels from which each line is free
+    free = list[float]()  # pixels from which each line is free
     for item in words:
         word, left = item.word, PIXELS_PER_SECOND * item.word.start
-        line = next((n for n, end in enumerate(free) if end <= left), min(range(3), key=lambda n: free[n]))
+        line = next((number for number, end in enumerate(free) if end <= left), len(free))
+        free[line:] = free[line:] or [0.0]
         free[line] = left + 9.0 * len(word.text) + 14
         buttons.append(
             f'<button {MARK}="{word.start:.3f}" data-end="{max(word.end, word.start + 0.1):.3f}" '
@@ -89,7 +76,7 @@ def _words(words: Sequence[HeardWord]) -> str:
             f'border-radius:4px;background:#fff;color:#111;padding:0 4px;font:14px monospace;cursor:pointer">'
             f"{html.escape(word.text)}</button>"
         )
-    return f'<div style="position:relative;height:{3 * WORD_HEIGHT}px;margin-top:4px">{"".join(buttons)}</div>'
+    return f'<div style="position:relative;height:{len(free) * WORD_HEIGHT}px;margin-top:4px">{"".join(buttons)}</div>'
 
 
 def _legend(heads: Sequence[str]) -> str:
