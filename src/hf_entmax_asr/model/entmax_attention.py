@@ -56,8 +56,7 @@ def entmax_attention(
     """
     _check_shapes(query, key, value)
     _check_over_scores(query, key, mask, bias)
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p = {dropout_p} must lie in [0, 1].")
+    _check_rate(dropout_p)
     _check_chunks(chunks)
     alphas = _alpha_per_head(alpha, query)
     _check_devices(query, key=key, value=value, alpha=alphas, mask=mask, bias=bias)
@@ -74,6 +73,11 @@ def entmax_attention(
     weights = entmax(scores, alphas, mask=mask)
     out = F.dropout(weights, dropout_p).to(value.dtype) @ value
     return (out, weights) if return_weights else out
+
+
+def _check_rate(dropout_p: float) -> None:
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p = {dropout_p} must lie in [0, 1].")
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -41,9 +41,7 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
     # A fused kernel would compute softmax whatever the configuration says, and α would never learn.
-    _supports_sdpa = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = False
 
     def _init_weights(self, module: nn.Module) -> None:
         """Xavier for projections, unit-variance embeddings after their factor √C; covers every bare parameter."""
@@ -73,8 +71,9 @@ class EntmaxAsrPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers; AutoModel, too, then finds its class without this package."""
-        others = getattr(self.config, "auto_map", None) or {}
-        self.config.auto_map = {**others, "AutoModel": f"modeling_entmax_asr.{EntmaxAsrModel.__name__}"}
+        if self.config.model_type == EntmaxAsrConfig.model_type:
+            own = {"AutoModel": f"modeling_entmax_asr.{EntmaxAsrModel.__name__}"}
+            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | own
         super().save_pretrained(*args, **kwargs)
 
     def _get_feat_extract_output_lengths(self, input_lengths: Tensor) -> Tensor:
