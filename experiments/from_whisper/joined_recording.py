@@ -12,7 +12,6 @@ What OUTPUT has already is not made again.
 import argparse
 import json
 import multiprocessing
-import re
 import resource
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from experiments.from_whisper.live import plain
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.atomic_files import write_text_atomically
@@ -48,11 +48,6 @@ class Done:
     text: str
     seconds: float
     peak_gib: float
-
-
-def plain(text: str) -> str:
-    """Letters and apostrophes, in lower case."""
-    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower()).split())
 
 
 def join_clips(data: Path, split: str, minutes: float, output: Path) -> tuple[list[Path], str]:

@@ -214,8 +214,7 @@ class EntmaxAsrBaselineForCTC(EntmaxAsrBaselinePreTrainedModel, SearchGeneration
         **kwargs: Any,
     ) -> tuple | CausalLMOutput:
         """Arguments as for `EntmaxAsrForConditionalGeneration.forward` -> logits (B, S, V), and with labels the CTC
-        loss
-        per target token."""
+        loss per target token."""
         states = encoded(self, input_features, attention_mask, encoder_outputs)
         logits = self.ctc_head(states)
         loss = None
