@@ -214,10 +214,12 @@ def test_the_last_share_of_the_budget_trains_the_hard_path(tones, tmp_path, monk
     assert phases == [False] * 7 + [True] * 3
 
 
-def test_a_budget_of_minutes_ends_the_run(tones, tmp_path, monkeypatch):
-    clock = iter(range(10**6))
-    monkeypatch.setattr(engine_module.time, "monotonic", lambda: float(next(clock)))
-    recipe = tiny_recipe(tones, schedule={"max_steps": None, "max_minutes": 1.0}, data={"validation_split": None})
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_a_budget_of_minutes_ends_the_run(tones, tmp_path, monkeypatch, clock):
+    seconds = iter(range(10**6))
+    monkeypatch.setitem(engine_module.CLOCKS, clock, lambda: float(next(seconds)))
+    schedule = {"max_steps": None, "max_minutes": 1.0, "clock": clock}
+    recipe = tiny_recipe(tones, schedule=schedule, data={"validation_split": None})
     result = train(recipe, tmp_path / "run")
     assert result.finished
     assert 5 < result.step < 60

@@ -57,6 +57,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="of training, a cell; by default the recipe's budget")
+    budget.add_argument("--cpu-minutes", type=float, help="the same in processor time, whatever else the machine does")
     budget.add_argument("--steps", type=int, help="of training, a cell")
     parser.add_argument("--threads", type=int, default=2, help="of a cell, on the CPU (default: %(default)s)")
     parser.add_argument("--test-split", default="test", help="what is recognised at the end (default: %(default)s)")
@@ -87,9 +88,11 @@ def planned(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:
 
 
 def budget(arguments: argparse.Namespace) -> list[str]:
-    """Overrides of the recipe's budget by --minutes or --steps."""
+    """Overrides of the recipe's budget by --minutes, --cpu-minutes or --steps."""
     if arguments.minutes is not None:
         return [f"schedule.max_minutes={arguments.minutes}", "schedule.max_steps=null"]
+    if arguments.cpu_minutes is not None:
+        return [f"schedule.max_minutes={arguments.cpu_minutes}", "schedule.clock=cpu", "schedule.max_steps=null"]
     if arguments.steps is not None:
         return [f"schedule.max_steps={arguments.steps}", "schedule.max_minutes=null"]
     return []

@@ -49,6 +49,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="of training, a cell; by default the recipe's budget")
+    budget.add_argument("--cpu-minutes", type=float, help="the same in processor time, whatever else the machine does")
     budget.add_argument("--steps", type=int, help="of training, a cell")
     parser.add_argument("--threads", type=int, default=2, help="of a cell, on the CPU (default: %(default)s)")
     parser.add_argument("--test-splits", nargs="+", default=["test"], help="what is recognised (default: test)")
@@ -73,9 +74,9 @@ def table_one(arguments: argparse.Namespace) -> int:
     words = ["--output", arguments.output / "table_I", "--data", arguments.data, "--recipe", arguments.recipe]
     words += ["--seeds", *arguments.seeds, "--threads", arguments.threads, "--num-beams", arguments.num_beams]
     words += ["--test-split", arguments.test_splits[0], "--set", f"data.corpus={arguments.corpus}", *arguments.set]
-    for option in ("minutes", "steps"):
+    for option in ("minutes", "cpu_minutes", "steps"):
         if (value := getattr(arguments, option)) is not None:
-            words += [f"--{option}", value]
+            words += [f"--{option.replace('_', '-')}", value]
     words += ["--table-only"] * arguments.table_only
     return grid.main([str(word) for word in words])
 

@@ -32,7 +32,7 @@ if __name__ == "__main__":
     result = train(
         load_recipe(recipe),
         output,
-        resume=Path(output).exists(),
+        resume=not stop,  # the session that stops is the first
         stop_after=int(stop[0]) if stop else None,
         card_template=template.read_text(encoding="utf-8"),
         accelerator=accelerator,

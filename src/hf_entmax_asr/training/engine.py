@@ -46,6 +46,7 @@ from hf_entmax_asr.training.training_state import (
 logger = logging.getLogger(__name__)
 
 AVERAGE = "average"
+CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 _AGREE_EVERY = 10  # steps between two agreements of several processes on the clock and on signals
 _LOSS_PARTS = ("cross_entropy_loss", "ctc_loss", "head_penalty")
 
@@ -73,7 +74,7 @@ def train(
         DataError, CheckpointError: a recording cannot be read any more, or a checkpoint not be written.
         TrainingDiverged: loss or gradient became infinite or NaN.
     """
-    started = time.monotonic()
+    started = CLOCKS[recipe.schedule.clock]()
     accelerator = accelerator or Accelerator()
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise RecipeError("of FSDP only version 2 is known here: fsdp_version: 2, as in scripts/launch/fsdp.yaml")
@@ -98,6 +99,7 @@ class TrainingRun:
     ) -> None:
         self.recipe, self.output, self.accelerator, self.card_template = recipe, output, accelerator, card_template
         self.processor, self.splits, self.state = prepared.processor, prepared.splits, prepared.state
+        self.clock = CLOCKS[recipe.schedule.clock]
         self.unwrapped_model = prepared.model  # what Accelerate's wrappers hold
         self.penalty_weight = prepared.model.config.head_regularizer_weight
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -225,7 +227,7 @@ class TrainingRun:
 
     def _agree(self, force: bool = False) -> None:
         """Read the clock and the signals. Several processes take the main one's clock and stop together."""
-        mine = (time.monotonic() - self.started, self.stop_signal.received)
+        mine = (self.clock() - self.started, self.stop_signal.received)
         if self.accelerator.num_processes == 1:
             everyone = [mine]
         elif force or self.state.step % _AGREE_EVERY == 0:
@@ -236,12 +238,12 @@ class TrainingRun:
         self.interrupted = any(signalled for _, signalled in everyone)
 
     def _restart_window(self) -> None:
-        self.window_step, self.window_frames, self.window_started = self.state.step, 0, time.monotonic()
+        self.window_step, self.window_frames, self.window_started = self.state.step, 0, self.clock()
         self.sums.clear()
 
     def _log(self) -> None:
         """Report means since the last report, over steps and processes; the only place that waits for the device."""
-        steps, seconds = self.state.step - self.window_step, time.monotonic() - self.window_started
+        steps, seconds = self.state.step - self.window_step, self.clock() - self.window_started
         means = self.accelerator.reduce(torch.stack([s.float() for s in self.sums.values()]), "mean") / steps
         values = {name: round(value, 6) for name, value in zip(self.sums, means.tolist(), strict=True)}
         self._check_finite()
@@ -271,21 +273,21 @@ class TrainingRun:
     def _analyze(self) -> None:
         """Write down what the attention of the scored model does now; training is left as it was."""
         self._check_finite()
-        began = time.monotonic()
+        began = self.clock()
         self.analyses.write(self.scored_model.current(), self.state.step)
-        self.window_started += time.monotonic() - began  # frames/s counts training alone
+        self.window_started += self.clock() - began  # frames/s counts training alone
 
     def _evaluate(self) -> None:
         """Score the validation split with the model as it is, and remember the score of this step."""
         validation = self.splits.validation
         if validation is None:
             return
-        began = time.monotonic()
+        began = self.clock()
         self.scores = self._score(self.scored_model.current(), validation, "validation")
         self.scored_step = self.state.step
         self.state.scores[self.state.step] = self._value(self.scores)
         self.state.tolerances[self.state.step] = _own(self.scores).tolerance(self.recipe.evaluation.best_metric)
-        self.window_started += time.monotonic() - began
+        self.window_started += self.clock() - began
 
     def _score(self, model: Any, validation: Utterances, name: str) -> dict[str, Scores]:
         section = self.recipe.evaluation
@@ -314,7 +316,7 @@ class TrainingRun:
         states = gather_object([random_state()])
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
-        began, main = time.monotonic(), self.accelerator.is_main_process
+        began, main = self.clock(), self.accelerator.is_main_process
         scored = self.scored_model.current()
         together = main or self.sharded  # all processes are needed to gather shards
         optimizer = optimizer_tensors(self.unwrapped_model, self.unwrapped_optimizer) if together else {}
@@ -331,7 +333,7 @@ class TrainingRun:
                 write_text_atomically(folder / STATE_FOLDER / RECIPE, text)
 
             self.store.save(self.state.step, write, self.state.scores, self.state.tolerances)
-        self.window_started += time.monotonic() - began
+        self.window_started += self.clock() - began
         self.saved_step = self.state.step
         self.accelerator.wait_for_everyone()
 

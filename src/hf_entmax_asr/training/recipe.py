@@ -120,7 +120,8 @@ class ScheduleSection:
 
     warmup_steps: int = 25000
     max_steps: int | None = None
-    max_minutes: float | None = None  # wall-clock since the start of the run, preparation and evaluations included
+    max_minutes: float | None = None  # since the start of the run, preparation and evaluations included
+    clock: Literal["wall", "cpu"] = "wall"  # cpu: minutes of processor time, whatever else the machine does
     cooldown_fraction: float = 0.0  # the last share of the budget, in which the rate falls linearly
     cooldown_floor: float = 0.05  # ... to this share of what it would be
     straight_through_fraction: float = 0.0  # the last share, which trains the hard path (monotonic models)

@@ -33,7 +33,7 @@ class TrainingState:
 
     Attributes:
         step: finished optimizer steps.
-        elapsed_seconds: wall-clock used, all sessions together.
+        elapsed_seconds: used, by the clock of the recipe's schedule, all sessions together.
         epoch, next_index: position in the batch stream.
         data_fingerprint: of the training utterances; another fingerprint means other batches.
         scores: validation score (lower is better) by the step of its checkpoint.
