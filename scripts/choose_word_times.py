@@ -19,11 +19,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.analysis.phonemes import Interval, read_ctm
-from hf_entmax_asr.corpora.prompts import read_word_times
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
-from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times
+from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times, true_words
 
 
 def parse() -> argparse.Namespace:
@@ -38,13 +36,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only-measure", action="store_true", help="measure what the checkpoint has; choose nothing")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
-
-
-def true_words(data: Path, split: str, ctm: Path | None) -> dict[str, list[Interval]]:
-    if ctm is not None:
-        return read_ctm(ctm)
-    known = read_word_times(data)[split]
-    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known.items()}
 
 
 def main() -> int:
