@@ -99,16 +99,15 @@ def texts_of(model: Any, processor: Any, waveforms: list[np.ndarray]) -> list[st
 
 def places_within(
     arguments: argparse.Namespace, ids: Sequence[str], waveforms: Sequence[np.ndarray], rate: int
-) -> list[int]:
-    """Where silence within an utterance goes, as a sample of its waveform (samples,)."""
+) -> list[int | None]:
+    """Where silence within an utterance goes, as a sample of its waveform (samples,); None where its words are not
+    known."""
     if arguments.times is None and not (Path(arguments.data) / arguments.split / "word_times.json").exists():
         print("The times of words are not known (--times): silence within goes to the quietest place.")
         return [quietest_place(waveform, rate // 20) for waveform in waveforms]
     words = true_words(arguments.data, arguments.split, arguments.times)
     found = [labels_of(words, name) for name in ids]
-    if missing := [name for name, known in zip(ids, found, strict=True) if known is None]:
-        raise DataError(f"{len(missing)} of {len(ids)} utterances have no words with times, such as {missing[0]}")
-    return [place_between_words(known, w, rate) for known, w in zip(found, waveforms, strict=True) if known]
+    return [place_between_words(known, w, rate) if known else None for known, w in zip(found, waveforms, strict=True)]
 
 
 @reports_errors("silence.py")
@@ -118,16 +117,22 @@ def main() -> int:
     rate = processor.feature_extractor.sampling_rate
     rows = read_split(arguments.data, arguments.split)
     rows = rows.select(evenly_spaced(len(rows), arguments.utterances))
-    waveforms = [read_audio(item, rate) for item in rows["audio"]]
-    places = places_within(arguments, rows["id"], waveforms, rate)
+    heard = [read_audio(item, rate) for item in rows["audio"]]
+    placed = zip(places_within(arguments, rows["id"], heard, rate), heard, rows["text"], strict=True)
+    known = [(place, waveform, text) for place, waveform, text in placed if place is not None]
+    if not known:
+        raise DataError(
+            f"no utterance of {arguments.split} has words with times in {arguments.times or arguments.data}"
+        )
+    places, waveforms, texts = zip(*known, strict=True)
     fold: Callable[[str], str] = str.lower if arguments.lower_case else str
-    references = [fold(text) for text in rows["text"]]
+    references = [fold(text) for text in texts]
 
     def rate_of(change: Change) -> float:
-        heard = texts_of(model, processor, list(map(change, places, waveforms)))
-        return 100 * error_counts(references, [fold(text) for text in heard]).rate
+        recognised = texts_of(model, processor, list(map(change, places, waveforms)))
+        return 100 * error_counts(references, [fold(text) for text in recognised]).rate
 
-    print(f"{arguments.checkpoint}, {len(rows)} utterances of {arguments.split}")
+    print(f"{arguments.checkpoint}, {len(places)} utterances of {arguments.split}")
     print("\n| added | WER % | more |\n|---|---|---|")
     plain = rate_of(lambda place, waveform: waveform)
     print(f"| nothing | {plain:.2f} | |", flush=True)

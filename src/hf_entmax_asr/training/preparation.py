@@ -233,6 +233,7 @@ def _tokenizer(section: TokenizerSection, texts: list[str]) -> Any:
         word_boundary=section.word_boundary,
         nfkc=section.nfkc,
         symbols=section.symbols,
+        doubled_letters=section.doubled_letters,
     )
 
 

@@ -30,6 +30,7 @@ class TokenizerSection:
     word_boundary: bool = True  # characters only: false drops spaces, for Chinese
     nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
     symbols: tuple[str, ...] = ()  # characters only: strings that are one token each, such as marks of noises
+    doubled_letters: bool = False  # characters only: "ll" is one token
     path: str | None = None
     train_anew: bool = False  # with start_from: train one on the texts, in place of the checkpoint's
 
@@ -340,7 +341,6 @@ _POSITIVE = (
     "schedule.max_minutes",
     "evaluation.every_minutes",
 )
-
 _LARGEST_POSITIVE = 10_000_000
 
 
