@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from hf_entmax_asr.model.attention import split_heads
-from hf_entmax_asr.model.cache import MonotonicLayer
+from hf_entmax_asr.model.cache import MonotonicLayer, ValueLayer
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 
@@ -113,16 +113,14 @@ class ExportedDecoderStep(nn.Module):
         return EncoderDecoderCache(text, audio)
 
 
-class _Held(DynamicLayer):
-    """Keys and values, perhaps of no tokens: to ask whether there are any would bind the graph to the answer."""
+class _Held(ValueLayer):
+    """Keys and values, perhaps of no tokens: a layer that does not ask whether there are any, for the graph would be bound
+    to the answer."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-
-    def get_seq_length(self) -> int:
-        return self.values.shape[2]  # type: ignore[union-attr]
 
 
 class _Reading(MonotonicLayer):
