@@ -4,8 +4,8 @@
     python scripts/export.py runs/demo/best --output exported
     python scripts/export.py runs/demo/best --output exported --format torch
 
-CHECKPOINT is a folder or a Hub repository. The folder then holds the encoder, a step of the decoder, the processor,
-decoding.json with all that decoding needs to know, and greedy_decoding.py, which decodes with numpy and onnxruntime alone.
+CHECKPOINT is a folder or a Hub repository. What is written: the encoder, a step of the decoder, the processor,
+decoding.json with all that decoding needs to know, and greedy_decoding.py, which decodes with numpy and onnxruntime.
 """
 
 import argparse

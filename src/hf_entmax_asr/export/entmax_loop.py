@@ -51,7 +51,7 @@ def entmax_loop(scores: Tensor, alpha: Tensor, dim: int, mask: Tensor | None) ->
         return steps + 1, (step > 8 * torch.finfo(t.dtype).eps * t.clamp(min=1.0)).any(), t
 
     begin = (torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool), t)
-    _, _, t = while_loop_op(going_on, climb, begin, (a, eps))
+    _, _, t = while_loop_op(going_on, climb, begin, (a, eps))  # type: ignore[arg-type]
     p, slope = _weights(a, t, eps)
     missing = (1 - p.sum(dim, keepdim=True, dtype=torch.float64)).to(p.dtype)
     return (p + slope * (missing / slope.sum(dim, keepdim=True).clamp(min=1e-30))).clamp(min=0)

@@ -28,8 +28,8 @@ _EXAMPLE = {"batch": 2, "positions": 7, "past": 5}  # sizes while a graph is mad
 
 @torch.no_grad()
 def export_recogniser(model: Any, processor: Any, folder: str | Path, format: str = "onnx") -> None:
-    """Writes encoder and decoder step as graphs that compute in float32, the processor, decoding.json and, to be copied,
-    greedy_decoding.py. The folder is whole or absent.
+    """Writes encoder and decoder step as graphs that compute in float32, the processor, decoding.json and, to be
+    copied, greedy_decoding.py. The folder is whole or absent.
 
     Args:
         model: an `EntmaxAsrForConditionalGeneration`, which stays as it is.

@@ -90,8 +90,8 @@ def greedy(
 
 
 def choose(settings: dict[str, Any], logits: np.ndarray, tokens: int, limits: np.ndarray) -> np.ndarray:
-    """Logits (B, V) -> the next ids (B,) of texts of so many tokens: the likeliest of those that are allowed, and the end
-    where the audio cannot hold more."""
+    """Logits (B, V) -> the next ids (B,) of texts of so many tokens: the likeliest of those that are allowed, and the
+    end where the audio cannot hold more."""
     scores = logits.copy()
     scores[:, settings["suppressed_ids"]] = -np.inf
     if tokens == 0:
@@ -113,8 +113,8 @@ def padded(
 
 
 def most_tokens(settings: dict[str, Any], features: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(B,) tokens that a text can have, its end aside: by the positions in which something sounds, which in silence, the
-    same in all mel bins, nothing does."""
+    """(B,) tokens that a text can have, its end aside: by the positions in which something sounds, which in silence,
+    the same in all mel bins, nothing does."""
     sounding = (features != features[..., :1]).any(2) & (mask != 0)
     positions = -(-sounding.sum(1) // settings["frames_per_position"])
     return np.ceil(positions.astype(np.float32) * np.float32(settings["max_tokens_per_position"])).astype(np.int64)

@@ -19,6 +19,9 @@ from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 
 
+PROJECTIONS = {"keys": "k_proj", "values": "v_proj", "window_keys": "window_k_proj"}  # of cross-attention
+
+
 class Given(NamedTuple):
     """A tensor that a graph takes."""
 
@@ -35,20 +38,11 @@ class ExportedEncoder(nn.Module):
     def __init__(self, model: EntmaxAsrForConditionalGeneration):
         super().__init__()
         self.encoder = model.get_encoder()
-        readers = [layer.encoder_attn for layer in model.model.decoder.layers]
-        # Named as `audio_tensors` names what they make.
-        self.projections = nn.ModuleDict(
-            {
-                given.name: getattr(readers[layer], {"keys": "k_proj", "values": "v_proj"}.get(kind, "window_k_proj"))
-                for layer in range(len(readers))
-                for kind, given in audio_tensors(model.config, layer).items()
-            }
-        )
-        self.heads = {
-            given.name: readers[layer].num_heads
-            for layer in range(len(readers))
-            for given in audio_tensors(model.config, layer).values()
-        }
+        self.projections, self.heads = nn.ModuleDict(), {}
+        for i, layer in enumerate(model.model.decoder.layers):
+            for kind, given in audio_tensors(model.config, i).items():
+                self.projections[given.name] = getattr(layer.encoder_attn, PROJECTIONS[kind])
+                self.heads[given.name] = layer.encoder_attn.num_heads
         features = Given("input_features", ("batch", "frames", model.config.num_mel_bins))
         self.inputs = (features, Given("attention_mask", ("batch", "frames"), torch.int64))
         self.outputs = ("states", "position_mask", *self.projections)
@@ -63,8 +57,8 @@ class ExportedEncoder(nn.Module):
 
 
 class ExportedDecoderStep(nn.Module):
-    """The token before (B, 1), mask of positions (B, S), what is read of the audio, and what the step before returned ->
-    logits (B, V) of the next token, and what the next step takes."""
+    """The token before (B, 1), mask of positions (B, S), what is read of the audio, and what the step before returned
+    -> logits (B, V) of the next token, and what the next step takes."""
 
     def __init__(self, model: EntmaxAsrForConditionalGeneration):
         super().__init__()
@@ -91,7 +85,7 @@ class ExportedDecoderStep(nn.Module):
         )
         kept: dict[str, Tensor] = {}
         for i, layer in enumerate(cache.self_attention_cache.layers):
-            kept |= {f"keys_{i}": layer.keys, f"values_{i}": layer.values}  # type: ignore[dict-item]  # filled by now
+            kept |= {f"keys_{i}": layer.keys, f"values_{i}": layer.values}  # type: ignore[dict-item,union-attr]
         for i, layer in enumerate(cache.cross_attention_cache.layers):
             if isinstance(layer, _Reading):
                 kept[f"head_positions_{i}"] = layer.positions
@@ -114,8 +108,8 @@ class ExportedDecoderStep(nn.Module):
 
 
 class _Held(ValueLayer):
-    """Keys and values, perhaps of no tokens: a layer that does not ask whether there are any, for the graph would be bound
-    to the answer."""
+    """Keys and values, perhaps of no tokens: whether there are any is not asked, for it would bind the graph to the
+    answer."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()

@@ -8,7 +8,7 @@ from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBase
 from hf_entmax_asr.model.generation_inputs import NO_LIMIT
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 
-# Of a generation configuration: what changes greedy decoding and is not written here, with the value that changes nothing.
+# Of a generation configuration: what changes greedy decoding and is not written here, and what changes nothing.
 NOT_APPLIED = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
@@ -35,8 +35,8 @@ def check_exportable(model: Any) -> None:
     config = getattr(model, "config", None)
     if not isinstance(model, EntmaxAsrForConditionalGeneration) or isinstance(config, EntmaxAsrBaselineConfig):
         raise ValueError(
-            f"a {type(model).__name__} cannot be exported; an EntmaxAsrForConditionalGeneration can, not the systems to "
-            "compare with."
+            f"a {type(model).__name__} cannot be exported; an EntmaxAsrForConditionalGeneration can, not the "
+            "systems to compare with."
         )
     if model.config.cross_attention == "monotonic" and model.config.monotonic_decoding != "hard":
         raise ValueError(
