@@ -18,7 +18,6 @@ from hf_entmax_asr.model.cache import MonotonicLayer, ValueLayer
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 
-
 PROJECTIONS = {"keys": "k_proj", "values": "v_proj", "window_keys": "window_k_proj"}  # of cross-attention
 
 
