@@ -13,6 +13,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--utterances", type=int, default=100, help="evenly spaced over the split (default: 100)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="lengths of the silences")
+    parser.add_argument("--lower-case", action="store_true", help="compare the texts in lower case")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 
 from hf_entmax_asr.audio import read_audio
@@ -25,20 +42,8 @@ from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import read_split
 
 Change = Callable[[np.ndarray], np.ndarray]
-SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
 FAINT = {"zeros": 0.0, "noise of one bit": 1 / 32768, "noise at -60 dB": 1e-3}  # amplitudes, of full scale
 ALONE_SECONDS = (1, 5, 30)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("data", help="folder of the data")
-    parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
-    parser.add_argument("--utterances", type=int, default=100, help="evenly spaced over the split (default: 100)")
-    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="lengths of the silences")
-    parser.add_argument("--lower-case", action="store_true", help="compare the texts in lower case")
-    return parser.parse_args()
 
 
 def with_silence(silence: np.ndarray, where: str, window: int, waveform: np.ndarray) -> np.ndarray:

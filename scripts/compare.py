@@ -13,6 +13,7 @@ Gillick & Cox 1989), the test that NIST used.
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from program_options import text_rules
@@ -82,6 +83,10 @@ def check_same(first: Results, second: Results, paths: tuple[Path, Path]) -> Non
         raise ResultError(f"{len(differing)} utterances have different references in the two files: {names} …")
 
 
+def words_in(texts: Iterable[str]) -> int:
+    return sum(len(text.split()) for text in texts)
+
+
 def compare(arguments: argparse.Namespace) -> list[str]:
     """The lines to print."""
     rule = text_rule(arguments.normalization, arguments.spelling_table)
@@ -96,6 +101,9 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     ]
     if rule.name != "none":
         lines.append(f"(normalised by the rule {rule.name!r}: {rule.description})")
+        recounted = rule.recounted(words_in(reference for reference, _ in first.values()), words_in(references))
+        if recounted and arguments.unit == "word":
+            lines.append(f"({recounted})")
     errors_a, errors_b = ([count_edits(edits).errors for edits in side] for side in (a, b))
     lengths = [count_edits(edits).reference_length for edits in a]
     difference = bootstrap_difference(errors_a, errors_b, lengths, level=arguments.level)

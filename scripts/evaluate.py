@@ -131,6 +131,8 @@ def summarise(
         name = f"Normalised by the rule {rule.name!r}"
         lines += [(name, str(normalized.words)), ("", str(normalized.characters))]
         lines.append(("", f"({rule.description})"))
+        if recounted := rule.recounted(scores.words.reference_length, normalized.words.reference_length):
+            lines.append(("", f"({recounted})"))
     if scores.warning is not None:
         lines.append(("Warning", scores.warning))
     return lines

@@ -21,30 +21,30 @@ from program_options import (
 from program_options import text_rules as rule_names
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "program_options")
+PROGRAMS = [path for path in sorted((ROOT / "scripts").glob("*.py")) if path.stem != "program_options"]
+EXPERIMENTS = ("silence", "from_whisper/live", "from_whisper/joined_recording", "from_whisper/road")
 # Values that no option of the programs takes, and what else they need.
 WRONG_VALUES = (
-    ["evaluate", "C", "D", "--corpus", "none"],
-    ["evaluate", "C", "D", "--normalization", "wrong"],
-    ["evaluate", "C", "D", "--lm-unit", "syllable"],
-    ["transcribe", "C", "a.wav", "--format", "doc"],
-    ["prepare", "esperanto", "D"],
-    ["tune_lm", "C", "D", "--lm", "lm.arpa", "--weights", "heavy"],
-    ["train", "--output", "runs/x", "--stop-after", "0", "--resume"],
-    ["compare", "a", "b", "--level", "2"],
-    ["convert_whisper", "W", "--output", "F", "--config", "cross_attention"],
-    ["sparsify", "C", "D", "--output", "F", "--clips", "0"],
-    ["prune", "C", "--out", "F", "--heads", "encoder.layers.0.self_attn"],
+    ["scripts/evaluate.py", "C", "D", "--corpus", "none"],
+    ["scripts/evaluate.py", "C", "D", "--normalization", "wrong"],
+    ["scripts/evaluate.py", "C", "D", "--lm-unit", "syllable"],
+    ["scripts/transcribe.py", "C", "a.wav", "--format", "doc"],
+    ["scripts/prepare.py", "esperanto", "D"],
+    ["scripts/tune_lm.py", "C", "D", "--lm", "lm.arpa", "--weights", "heavy"],
+    ["scripts/train.py", "--output", "runs/x", "--stop-after", "0", "--resume"],
+    ["scripts/compare.py", "a", "b", "--level", "2"],
+    ["scripts/convert_whisper.py", "W", "--output", "F", "--config", "cross_attention"],
+    ["scripts/sparsify.py", "C", "D", "--output", "F", "--clips", "0"],
+    ["scripts/prune.py", "C", "--out", "F", "--heads", "encoder.layers.0.self_attn"],
 )
 # A program a line of the input; printed is what each said last, its exit status and what it had imported.
 RUN_THEM = """
 import contextlib, io, json, runpy, sys
 for line in sys.stdin:
-    name, *options = json.loads(line)
-    sys.path[0], sys.argv, said = "scripts", [name, *options], io.StringIO()
+    sys.path[0], sys.argv, said = "scripts", json.loads(line), io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            runpy.run_path(f"scripts/{name}.py", run_name="__main__")
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         imported = [module for module in ("torch", "transformers", "numpy", "hf_entmax_asr") if module in sys.modules]
         print(json.dumps([said.getvalue().strip().split("\\n")[-1], end.code, imported]))
@@ -54,7 +54,8 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def answers() -> list:
     """(command, last line of the error stream, exit status, heavy modules imported by then) of every wrong command."""
-    commands = [*([name, "--no-such-option"] for name in PROGRAMS), *WRONG_VALUES]
+    files = [*map(str, PROGRAMS), *(f"experiments/{name}.py" for name in EXPERIMENTS)]
+    commands = [*([file, "--no-such-option"] for file in files), *WRONG_VALUES]
     done = subprocess.run(
         [sys.executable, "-c", RUN_THEM],
         cwd=ROOT,
