@@ -17,6 +17,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("data", help="folder of the data")
+    parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
+    parser.add_argument("--utterances", type=int, default=100, help="evenly spaced over the split (default: 100)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="lengths of the silences")
+    parser.add_argument("--times", help="CTM file of the words (default: the data's word_times.json, if there is one)")
+    parser.add_argument("--lower-case", action="store_true", help="compare the texts in lower case")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 
 from hf_entmax_asr.analysis.phonemes import Interval, labels_of
@@ -31,21 +49,8 @@ from hf_entmax_asr.recognition.utterances import DataError, read_split
 from hf_entmax_asr.recognition.word_times import true_words
 
 Change = Callable[[int, np.ndarray], np.ndarray]  # of the place within a waveform (samples,), and of the waveform
-SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
 FAINT = {"zeros": 0.0, "noise of one bit": 1 / 32768, "noise at -60 dB": 1e-3}  # amplitudes, of full scale
 ALONE_SECONDS = (1, 5, 30)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("data", help="folder of the data")
-    parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
-    parser.add_argument("--utterances", type=int, default=100, help="evenly spaced over the split (default: 100)")
-    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="lengths of the silences")
-    parser.add_argument("--times", help="CTM file of the words (default: the data's word_times.json, if there is one)")
-    parser.add_argument("--lower-case", action="store_true", help="compare the texts in lower case")
-    return parser.parse_args()
 
 
 def place_between_words(words: Sequence[Interval], waveform: np.ndarray, rate: int) -> int:

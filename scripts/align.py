@@ -14,16 +14,6 @@ import logging
 import sys
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.analysis.phonemes import ctm_lines
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.recognition import CheckpointError, DataError, load_recogniser
-from hf_entmax_asr.recognition.utterances import prepare_split, read_split
-from hf_entmax_asr.recognition.word_alignment import align_words
-
-SHOWN_EVERY = 500  # utterances
-
 
 def layer_and_head(text: str) -> tuple[int, int]:
     layer, head = text.split(".")
@@ -45,6 +35,20 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="(cpu)")
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.analysis.phonemes import ctm_lines
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition import CheckpointError, DataError, load_recogniser
+from hf_entmax_asr.recognition.utterances import prepare_split, read_split
+from hf_entmax_asr.recognition.word_alignment import align_words
+
+SHOWN_EVERY = 500  # utterances
 
 
 def main(words: list[str] | None = None) -> int:

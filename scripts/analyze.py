@@ -19,33 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.analysis.comparison import (
-    Compared,
-    Comparison,
-    ComparisonRow,
-    comparison_rows,
-    save_comparison,
-    short_names,
-)
-from hf_entmax_asr.analysis.document import AnalysisDocument, EncoderMeasures, ProbeMeasures, Vector, save_analysis
-from hf_entmax_asr.analysis.findings import findings
-from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
-from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
-from hf_entmax_asr.analysis.report import write_report
-from hf_entmax_asr.atomic_files import check_folder_writable
-from hf_entmax_asr.corpora import CORPORA
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.recognition import DataError
-from hf_entmax_asr.recognition.attention_section import find_card, write_attention_section
-from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.inspection import analyze
-from hf_entmax_asr.recognition.phoneme_labels import Labels
-from hf_entmax_asr.recognition.report_examples import example_of
-from hf_entmax_asr.recognition.utterances import read_split
-from hf_entmax_asr.training import read_history
+from program_options import corpora
 
 
 def parse() -> argparse.Namespace:
@@ -53,9 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder or Hub repository")
     parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
-    parser.add_argument(
-        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
-    )
+    parser.add_argument("--corpus", choices=corpora(), default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--lower-case", action="store_true", help="of the texts, as data.lower_case in training")
     parser.add_argument("--max-utterances", type=int, help="only the first so many")
@@ -73,6 +45,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json-only", action="store_true", help="no pictures, no page")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.analysis.comparison import (
+    Compared,
+    Comparison,
+    ComparisonRow,
+    comparison_rows,
+    save_comparison,
+    short_names,
+)
+from hf_entmax_asr.analysis.document import AnalysisDocument, EncoderMeasures, ProbeMeasures, Vector, save_analysis
+from hf_entmax_asr.analysis.findings import findings
+from hf_entmax_asr.analysis.phoneme_aligner import PocketsphinxAligner
+from hf_entmax_asr.analysis.phonemes import LabelError, read_label_folder
+from hf_entmax_asr.analysis.report import write_report
+from hf_entmax_asr.atomic_files import check_folder_writable
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.recognition import DataError
+from hf_entmax_asr.recognition.attention_section import find_card, write_attention_section
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.inspection import analyze
+from hf_entmax_asr.recognition.phoneme_labels import Labels
+from hf_entmax_asr.recognition.report_examples import example_of
+from hf_entmax_asr.recognition.utterances import read_split
+from hf_entmax_asr.training import read_history
 
 
 def load_labels(source: str | None, tier: str | None) -> Labels | None:

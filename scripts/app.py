@@ -20,6 +20,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", nargs="?", help="folder or Hub repository (default: that beside this file)")
+    parser.add_argument("--chunk-ms", type=float, default=640.0, help="audio that the encoder takes at a time")
+    parser.add_argument("--host", help="address to serve (default: this machine alone, in a Space what it wants)")
+    parser.add_argument("--port", type=int, help="(default: 7860 or the next that is free)")
+    parser.add_argument("--space", type=Path, help="make a Space in this folder instead of serving the page")
+    parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 import soundfile
 from transformers.utils.logging import disable_progress_bar
@@ -167,16 +184,7 @@ def found_checkpoint() -> str:
 
 @reports_errors("app.py")
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("checkpoint", nargs="?", help="folder or Hub repository (default: that beside this file)")
-    parser.add_argument("--chunk-ms", type=float, default=640.0, help="audio that the encoder takes at a time")
-    parser.add_argument("--host", help="address to serve (default: this machine alone, in a Space what it wants)")
-    parser.add_argument("--port", type=int, help="(default: 7860 or the next that is free)")
-    parser.add_argument("--space", type=Path, help="make a Space in this folder instead of serving the page")
-    parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
-    arguments = parser.parse_args()
+    arguments = parse()
     checkpoint = arguments.checkpoint or found_checkpoint()
     if arguments.space is not None:
         make_space(checkpoint, arguments.space)

@@ -16,13 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
-from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times, true_words
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,6 +29,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only-measure", action="store_true", help="measure what the checkpoint has; choose nothing")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
+from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times, true_words
 
 
 def main() -> int:

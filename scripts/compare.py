@@ -13,9 +13,30 @@ Gillick & Cox 1989), the test that NIST used.
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from hf_entmax_asr.corpora import text_rule, text_rules
+from program_options import text_rules
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, help="JSON lines with id, reference and hypothesis")
+    parser.add_argument("second", type=Path, help="the same utterances by another system")
+    parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
+    parser.add_argument("--normalization", choices=text_rules(), default="none", help="rule for the texts")
+    parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
+    parser.add_argument("--level", type=float, default=0.95, help="confidence of the interval (default: 0.95)")
+    arguments = parser.parse_args()
+    if not 0 < arguments.level < 1:
+        parser.error(f"--level is {arguments.level}; it must lie between 0 and 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from hf_entmax_asr.corpora import text_rule
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
 
@@ -26,20 +47,6 @@ Results = dict[str, tuple[str, str]]  # (reference, hypothesis) of each utteranc
 
 class ResultError(ValueError):
     """Result files that cannot be compared."""
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", type=Path, help="JSON lines with id, reference and hypothesis")
-    parser.add_argument("second", type=Path, help="the same utterances by another system")
-    parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
-    parser.add_argument("--normalization", choices=tuple(text_rules()), default="none", help="rule for the texts")
-    parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
-    parser.add_argument("--level", type=float, default=0.95, help="confidence of the interval (default: 0.95)")
-    arguments = parser.parse_args()
-    if not 0 < arguments.level < 1:
-        parser.error(f"--level is {arguments.level}; it must lie between 0 and 1")
-    return arguments
 
 
 def read_results(path: Path) -> Results:
@@ -76,6 +83,10 @@ def check_same(first: Results, second: Results, paths: tuple[Path, Path]) -> Non
         raise ResultError(f"{len(differing)} utterances have different references in the two files: {names} …")
 
 
+def words_in(texts: Iterable[str]) -> int:
+    return sum(len(text.split()) for text in texts)
+
+
 def compare(arguments: argparse.Namespace) -> list[str]:
     """The lines to print."""
     rule = text_rule(arguments.normalization, arguments.spelling_table)
@@ -90,6 +101,9 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     ]
     if rule.name != "none":
         lines.append(f"(normalised by the rule {rule.name!r}: {rule.description})")
+        recounted = rule.recounted(words_in(reference for reference, _ in first.values()), words_in(references))
+        if recounted and arguments.unit == "word":
+            lines.append(f"({recounted})")
     errors_a, errors_b = ([count_edits(edits).errors for edits in side] for side in (a, b))
     lengths = [count_edits(edits).reference_length for edits in a]
     difference = bootstrap_difference(errors_a, errors_b, lengths, level=arguments.level)

@@ -14,13 +14,12 @@ import logging
 import sys
 from pathlib import Path
 
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.pretrained import convert_whisper, converted_card
+def key_and_value(pair: str) -> tuple[str, str]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"KEY=VALUE is wanted, got {pair!r}")
+    return key, value
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -34,20 +33,23 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--min-seconds", type=float, default=30.0, help="shorter audio is padded to that (30); 0 before fine-tuning"
     )
-    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig")
+    parser.add_argument(
+        "--config", nargs="+", type=key_and_value, default=[], metavar="KEY=VALUE", help="fields of EntmaxAsrConfig"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --output")
     return parser.parse_args(words)
 
 
-def settings(pairs: list[str]) -> dict[str, object]:
-    """KEY=VALUE, the value in YAML."""
-    result = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--config takes KEY=VALUE, got {pair!r}")
-        result[key] = yaml.safe_load(value)
-    return result
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.pretrained import convert_whisper, converted_card
 
 
 @reports_errors("convert_whisper.py")
@@ -64,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
             language=arguments.language,
             task=arguments.task,
             min_seconds=arguments.min_seconds,
-            **settings(arguments.config),
+            **{key: yaml.safe_load(value) for key, value in arguments.config},
         )
         with atomic_folder(arguments.output) as folder:
             model.save_pretrained(folder)

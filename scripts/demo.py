@@ -17,6 +17,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "demo_output", help="folder to write (default: %(default)s)"
+    )
+    parser.add_argument("--corpus", type=Path, default=ROOT / "sample_corpus", help="the recordings")
+    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override recipe values")
+    parser.add_argument("--sentences", type=int, default=5000, help="composed for training (default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import soundfile
 import torch
 from transformers import pipeline
@@ -35,21 +52,9 @@ from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, seconds_per_position
 from hf_entmax_asr.training import read_history
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "prompts_demo.yaml"
 LONGEST_PROMPT_S = 12.0  # one long clip in a batch costs more than it teaches
 BATCH = 50  # utterances examined at a time
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "demo_output", help="folder to write (default: %(default)s)"
-    )
-    parser.add_argument("--corpus", type=Path, default=ROOT / "sample_corpus", help="the recordings")
-    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override recipe values")
-    parser.add_argument("--sentences", type=int, default=5000, help="composed for training (default: %(default)s)")
-    return parser.parse_args()
 
 
 def train(data: Path, run: Path, overrides: list[str]) -> None:

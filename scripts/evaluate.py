@@ -17,30 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import check_writable, write_text_atomically
-from hf_entmax_asr.corpora import CORPORA, text_rule, text_rules
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.metrics import Edit, Scores, align, bootstrap_interval, confusions, count_edits, html_report
-from hf_entmax_asr.ngram_lm import LanguageModelError, add_language_model_options, with_language_model
-from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
-from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.evaluation import is_monotonic
-from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, read_split
-from hf_entmax_asr.text import TextRule
-
-CONFUSIONS_PRINTED = 10
+from program_options import add_language_model_options, corpora, text_rules
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub repository")
     parser.add_argument("data", help="folder of the data, or of a corpus as shipped")
-    parser.add_argument(
-        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
-    )
+    parser.add_argument("--corpus", choices=corpora(), default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--lower-case", action="store_true", help="of the references, as data.lower_case in training")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
@@ -60,17 +44,40 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--normalization",
-        choices=tuple(text_rules()),
+        choices=text_rules(),
         help="rule of the second scores (default: that of the corpus; basic of a folder)",
     )
     parser.add_argument("--spelling-table", type=Path, help="for --normalization english: Whisper's normalizer.json")
     add_language_model_options(parser)
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import check_writable, write_text_atomically
+from hf_entmax_asr.corpora import CORPORA, text_rule
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.metrics import Edit, Scores, align, bootstrap_interval, confusions, count_edits, html_report
+from hf_entmax_asr.ngram_lm import LanguageModelError, with_language_model
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.evaluation import is_monotonic
+from hf_entmax_asr.recognition.utterances import Utterances, prepare_split, read_split
+from hf_entmax_asr.text import TextRule
+
+CONFUSIONS_PRINTED = 10
+
+
+def score_as_usual(arguments: argparse.Namespace) -> None:
+    """The unit and the rule of the corpus, where none are given."""
     corpus = CORPORA[arguments.corpus]
     arguments.unit = arguments.unit or corpus.scoring_unit
     arguments.normalization = arguments.normalization or corpus.scoring_rule.name
-    return arguments
 
 
 def write_utterances(
@@ -124,6 +131,8 @@ def summarise(
         name = f"Normalised by the rule {rule.name!r}"
         lines += [(name, str(normalized.words)), ("", str(normalized.characters))]
         lines.append(("", f"({rule.description})"))
+        if recounted := rule.recounted(scores.words.reference_length, normalized.words.reference_length):
+            lines.append(("", f"({recounted})"))
     if scores.warning is not None:
         lines.append(("Warning", scores.warning))
     return lines
@@ -145,6 +154,7 @@ def print_scores(heading: str, summary: list[tuple[str, str]], alignments: list[
 @reports_errors("evaluate.py")
 def main() -> int:
     arguments = parse()
+    score_as_usual(arguments)
     disable_progress_bar()  # of loading and saving weights
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for path in filter(None, (arguments.output, arguments.report)):

@@ -18,26 +18,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from datasets import concatenate_datasets
-from tqdm import tqdm
-
-from hf_entmax_asr.atomic_files import check_folder_writable
-from hf_entmax_asr.corpora import CORPORA
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.training.prepared_folder import (
-    check_replaceable,
-    is_up_to_date,
-    make_processor,
-    prepared_settings,
-    write_prepared_folder,
-)
+from program_options import corpora
 
 
 def parse() -> argparse.Namespace:
-    usual = "; ".join(f"{name}: {' or '.join(corpus.train_splits)}" for name, corpus in CORPORA.items())
-    kinds = ", ".join(f"{name}: {corpus.tokenizer}" for name, corpus in CORPORA.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", choices=tuple(CORPORA), help="the form of the data")
+    parser.add_argument("corpus", choices=corpora(), help="the form of the data")
     parser.add_argument("root", type=Path, help="its folder, as it was unpacked")
     parser.add_argument("--output", type=Path, help="folder to write (default: prepared/CORPUS)")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="check only these splits (default: all there are)")
@@ -45,9 +31,9 @@ def parse() -> argparse.Namespace:
         "--train-splits",
         nargs="+",
         metavar="SPLIT",
-        help=f"of which tokenizer and statistics are made (default: what is there of {usual})",
+        help="of which tokenizer and statistics are made (default, by corpus: train, train-* or train_si284)",
     )
-    parser.add_argument("--tokenizer", choices=("character", "bpe"), help=f"its kind (default: {kinds})")
+    parser.add_argument("--tokenizer", choices=("character", "bpe"), help="(default: character, of librispeech bpe)")
     parser.add_argument("--vocab-size", type=int, default=5000, help="tokens of a bpe tokenizer (default: 5000)")
     parser.add_argument("--feature-size", type=int, default=80, help="mel bins (default: 80)")
     parser.add_argument(
@@ -67,6 +53,24 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is {value}; it must be at least {lowest}")
     arguments.output = arguments.output or Path("prepared") / arguments.corpus
     return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from datasets import concatenate_datasets
+from tqdm import tqdm
+
+from hf_entmax_asr.atomic_files import check_folder_writable
+from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.training.prepared_folder import (
+    check_replaceable,
+    is_up_to_date,
+    make_processor,
+    prepared_settings,
+    write_prepared_folder,
+)
 
 
 def prepare(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,21 @@ import tempfile
 import zlib
 from pathlib import Path
 
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, help="folder with the two .deb files (default: apt-get download)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "sample_corpus")
+    arguments = parser.parse_args(words)
+    arguments.output = arguments.output.resolve()
+    if arguments.output.exists() and not (arguments.output / "metadata.csv").is_file():
+        parser.error(f"{arguments.output} exists and is no corpus (no metadata.csv): choose another --output")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 import soundfile
 
@@ -313,16 +328,11 @@ The full text stands in `LICENSE`. The rest of this repository has its own licen
 
 
 @reports_errors("prepare_sample_corpus.py")
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, help="folder with the two .deb files (default: apt-get download)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "sample_corpus")
-    options = parser.parse_args(arguments)
-    output: Path = options.output.resolve()
-    if output.exists() and not (output / "metadata.csv").is_file():
-        parser.error(f"{output} exists and is no corpus (no metadata.csv): choose another --output")
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(words)
+    output: Path = arguments.output
     with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory(dir=output.parent) as beside:
-        unpack(options.packages, Path(temporary))
+        unpack(arguments.packages, Path(temporary))
         corpus = Path(beside) / "new"
         corpus.mkdir()
         summary = build(Path(temporary) / "tree", corpus)

@@ -19,6 +19,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+
+def module_and_heads(text: str) -> tuple[str, set[int]]:
+    """Heads given as MODULE:0,2."""
+    module, _, heads = text.partition(":")
+    if not all(head.isdecimal() for head in heads.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} must be of the form encoder.layers.0.self_attn:1,3")
+    return module, set(map(int, heads.split(",")))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint; must not exist")
+    parser.add_argument(
+        "--heads", nargs="+", type=module_and_heads, default=[], metavar="MODULE:HEAD,HEAD", action="extend"
+    )
+    parser.add_argument("--redundant", type=int, metavar="N", help="so many encoder heads that resemble others")
+    parser.add_argument("--waited-for", type=int, metavar="N", help="so many monotonic heads that decoding waits for")
+    parser.add_argument("--analysis", type=Path, help="analysis.json of the checkpoint; needed for these two")
+    arguments = parser.parse_args()
+    for option in ("redundant", "waited_for"):
+        if getattr(arguments, option) is not None and arguments.analysis is None:
+            name = option.replace("_", "-")
+            parser.error(f"--{name} needs --analysis REPORT/analysis.json, which scripts/analyze.py makes")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,36 +67,17 @@ from hf_entmax_asr.recognition.surgery import (
 )
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint; must not exist")
-    parser.add_argument("--heads", nargs="+", default=[], metavar="MODULE:HEAD,HEAD", action="extend")
-    parser.add_argument("--redundant", type=int, metavar="N", help="so many encoder heads that resemble others")
-    parser.add_argument("--waited-for", type=int, metavar="N", help="so many monotonic heads that decoding waits for")
-    parser.add_argument("--analysis", type=Path, help="analysis.json of the checkpoint; needed for these two")
-    arguments = parser.parse_args()
-    for option in ("redundant", "waited_for"):
-        if getattr(arguments, option) is not None and arguments.analysis is None:
-            name = option.replace("_", "-")
-            parser.error(f"--{name} needs --analysis REPORT/analysis.json, which scripts/analyze.py makes")
-    return arguments
-
-
-def parse_heads(texts: list[str]) -> Removed:
-    """Heads given as MODULE:0,2."""
+def heads_named(pairs: list[tuple[str, set[int]]]) -> Removed:
+    """The heads of each module, which may be named more than once."""
     removed: Removed = {}
-    for text in texts:
-        module, _, heads = text.partition(":")
-        if not all(head.isdecimal() for head in heads.split(",")):
-            raise ValueError(f"--heads {text!r} must be of the form encoder.layers.0.self_attn:1,3")
-        removed.setdefault(module, set()).update(map(int, heads.split(",")))
+    for module, heads in pairs:
+        removed.setdefault(module, set()).update(heads)
     return removed
 
 
 def heads_to_remove(model: Any, arguments: argparse.Namespace) -> Removed:
     """All heads that are to go; prints why those of an analysis are."""
-    sets = [parse_heads(arguments.heads), {name: set(heads) for name, heads in gated_off(model).items()}]
+    sets = [heads_named(arguments.heads), {name: set(heads) for name, heads in gated_off(model).items()}]
     if arguments.analysis is not None:
         document = load_matching_analysis(arguments.analysis, model.config)
         if arguments.redundant is not None:

@@ -20,16 +20,6 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.analysis import MapGroups, map_groups_of
-from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.derived_card import derived_card
-from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,6 +40,20 @@ def parse() -> argparse.Namespace:
     if (arguments.budget is not None or arguments.decoder_budget is not None) and arguments.analysis is None:
         parser.error("a budget needs --analysis REPORT/analysis.json, which scripts/analyze.py makes")
     return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.analysis import MapGroups, map_groups_of
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.derived_card import derived_card
+from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
 
 
 def describe(side: str, proposal: MapGroups) -> str:

@@ -12,16 +12,6 @@ import logging
 import sys
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.evenly_spaced import evenly_spaced
-from hf_entmax_asr.pretrained import CalibratedHead, sparsify
-from hf_entmax_asr.recognition import CheckpointError, DataError, SpeechSeq2SeqCollator, load_recogniser
-from hf_entmax_asr.recognition.derived_card import derived_card
-from hf_entmax_asr.recognition.utterances import prepare_split, read_split
-
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -38,7 +28,24 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--kinds", nargs="+", default=("encoder", "decoder", "cross"), choices=("encoder", "decoder", "cross")
     )
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.clips < 1:
+        parser.error(f"--clips is {arguments.clips}; it must be at least 1")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.evenly_spaced import evenly_spaced
+from hf_entmax_asr.pretrained import CalibratedHead, sparsify
+from hf_entmax_asr.recognition import CheckpointError, DataError, SpeechSeq2SeqCollator, load_recogniser
+from hf_entmax_asr.recognition.derived_card import derived_card
+from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 
 
 def table(heads: list[CalibratedHead]) -> str:
@@ -68,8 +75,6 @@ def main(words: list[str] | None = None) -> int:
         if arguments.output.exists():
             raise DataError(f"{arguments.output} exists; name another folder")
         check_folder_writable(arguments.output)  # before the work
-        if arguments.clips < 1:
-            raise DataError(f"--clips {arguments.clips} must be at least 1")
         model, processor = load_recogniser(arguments.checkpoint)
         rows = read_split(arguments.data, arguments.split, arguments.corpus, lower_case=arguments.lower_case)
         clips = rows.select(evenly_spaced(len(rows), arguments.clips))

@@ -19,15 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.recognition.checkpoint import load_recogniser
-
-PIECE_MS = 100  # that audio is fed in
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -49,6 +40,19 @@ def parse() -> argparse.Namespace:
     shape.add_argument("--json", action="store_true", help="print a JSON object for each event")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+import numpy as np
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
+
+PIECE_MS = 100  # that audio is fed in
 
 
 def pieces(arguments: argparse.Namespace, sampling_rate: int) -> Iterator[np.ndarray]:

@@ -19,18 +19,6 @@ import os
 import sys
 from pathlib import Path
 
-from accelerate import Accelerator
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.recognition import DataError
-from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training import RecipeError, TrainingDiverged, load_recipe, train
-from hf_entmax_asr.training.hub import check_hub_access, push_checkpoint
-from hf_entmax_asr.training.memory import keep_freed_memory
-
-CARD_TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,6 +40,22 @@ def parse() -> argparse.Namespace:
             parser.error("--recipe is needed (without it only --resume knows what to do)")
         arguments.recipe = arguments.output / "recipe.yaml"
     return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from accelerate import Accelerator
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.recognition import DataError
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.training import RecipeError, TrainingDiverged, load_recipe, train
+from hf_entmax_asr.training.hub import check_hub_access, push_checkpoint
+from hf_entmax_asr.training.memory import keep_freed_memory
+
+CARD_TEMPLATE = Path(__file__).parent.parent / "model_cards" / "template.md"
 
 
 def asked_for_processes_that_did_not_start() -> bool:

@@ -14,16 +14,13 @@ import logging
 import sys
 from pathlib import Path
 
-from hf_entmax_asr.corpora import CORPORA
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
-from hf_entmax_asr.recognition.utterances import DataError, read_split
+from program_options import corpora
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", type=Path, nargs="+", help="text files, or folders of data")
-    parser.add_argument("--corpus", choices=tuple(CORPORA), default="folder", help="the form of those folders")
+    parser.add_argument("--corpus", choices=corpora(), default="folder", help="the form of those folders")
     parser.add_argument("--split", default="train", help="of folders of data (default: train)")
     parser.add_argument("--output", type=Path, required=True, help="the ARPA file to write")
     parser.add_argument("--order", type=int, default=3, help="length of the longest n-grams, 2 to 6 (default: 3)")
@@ -32,6 +29,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, nargs="+", default=[], help="sources to take the perplexity of")
     parser.add_argument("--test-split", default="validation", help="of folders of data (default: validation)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
+from hf_entmax_asr.recognition.utterances import DataError, read_split
 
 
 def read_texts(sources: list[Path], split: str, corpus: str) -> list[str]:

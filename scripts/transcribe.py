@@ -18,24 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import check_folder_writable, check_writable, is_stream, write_text_atomically
-from hf_entmax_asr.audio import announced_seconds
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.model.long_audio import PieceRule
-from hf_entmax_asr.ngram_lm import add_language_model_options, with_language_model
-from hf_entmax_asr.recognition import decoding_as
-from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.journal import Journal, file_version
-from hf_entmax_asr.recognition.processes import Processes, processes
-from hf_entmax_asr.recognition.transcript_forms import FORMS, OF_ONE_RECORDING, WITH_TIMES, written_as
-from hf_entmax_asr.recognition.transcript_places import TranscriptFolder, recording_names
-from hf_entmax_asr.recognition.transcription import Transcript, left_out, shown, transcribe_files
-
-SECONDS_PER_BATCH = 480.0  # of audio recognised together, so that pieces of similar length can share a batch
-SECONDS_PER_SCREEN = 120.0  # where somebody is looking
+from program_options import TRANSCRIPT_FORMS, add_language_model_options
 
 
 def parse() -> argparse.Namespace:
@@ -48,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--format",
         type=forms,
-        help=f"{', '.join(FORMS)}, several separated by commas (default: by the name of the output, else txt)",
+        help=f"{', '.join(TRANSCRIPT_FORMS)}, several with commas between (default: by the output's name, else txt)",
     )
     parser.add_argument("--resume", action="store_true", help="leave out what an earlier run that was stopped has done")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
@@ -66,7 +49,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.format is None:
         suffix = Path(arguments.output).suffix.lower()[1:]
-        arguments.format = (suffix if suffix in FORMS and arguments.output_folder is None else "txt",)
+        arguments.format = (suffix if suffix in TRANSCRIPT_FORMS and arguments.output_folder is None else "txt",)
     if arguments.output_folder is None and len(arguments.format) > 1:
         parser.error(f"{len(arguments.format)} forms of output need --output-folder")
     if arguments.resume and arguments.output_folder is None and arguments.output == "-":
@@ -77,9 +60,32 @@ def parse() -> argparse.Namespace:
 def forms(names: str) -> tuple[str, ...]:
     """The forms of output; "text" is another name of "txt"."""
     found = tuple(dict.fromkeys({"text": "txt"}.get(name, name) for name in names.lower().split(",")))
-    if unknown := [name for name in found if name not in FORMS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))} is none of {', '.join(FORMS)}")
+    if unknown := [name for name in found if name not in TRANSCRIPT_FORMS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))} is none of {', '.join(TRANSCRIPT_FORMS)}")
     return found
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import check_folder_writable, check_writable, is_stream, write_text_atomically
+from hf_entmax_asr.audio import announced_seconds
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.model.long_audio import PieceRule
+from hf_entmax_asr.ngram_lm import with_language_model
+from hf_entmax_asr.recognition import decoding_as
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
+from hf_entmax_asr.recognition.journal import Journal, file_version
+from hf_entmax_asr.recognition.processes import Processes, processes
+from hf_entmax_asr.recognition.transcript_forms import OF_ONE_RECORDING, WITH_TIMES, written_as
+from hf_entmax_asr.recognition.transcript_places import TranscriptFolder, recording_names
+from hf_entmax_asr.recognition.transcription import Transcript, left_out, shown, transcribe_files
+
+SECONDS_PER_BATCH = 480.0  # of audio recognised together, so that pieces of similar length can share a batch
+SECONDS_PER_SCREEN = 120.0  # where somebody is looking
 
 
 @dataclass

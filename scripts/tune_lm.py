@@ -12,25 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.corpora import CORPORA
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.metrics import ErrorCounts, error_counts
-from hf_entmax_asr.ngram_lm import (
-    FusedModel,
-    LanguageModelError,
-    LanguageModelFusion,
-    NgramModel,
-    add_reading_options,
-    candidates_wanted,
-)
-from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
-from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
-from hf_entmax_asr.recognition.utterances import cache_features, prepare_split, read_split
-
-CACHE_MEGABYTES = 1024
+from program_options import add_reading_options, corpora
 
 
 def parse() -> argparse.Namespace:
@@ -42,9 +24,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bonuses", type=float, nargs="+", default=[-0.5, 0.0, 0.5, 1.0], metavar="BONUS")
     add_reading_options(parser)
     parser.add_argument("--unit", choices=("word", "character"), default="word", help="of the errors (default: word)")
-    parser.add_argument(
-        "--corpus", choices=tuple(CORPORA), default="folder", help="the form of the data (default: folder)"
-    )
+    parser.add_argument("--corpus", choices=corpora(), default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="validation", help="sub-folder of the data (default: validation)")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=5, help="beam width (default: 5)")
     parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
@@ -56,6 +36,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-utterances", type=int, help="use only the first so many")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.metrics import ErrorCounts, error_counts
+from hf_entmax_asr.ngram_lm import (
+    FusedModel,
+    LanguageModelError,
+    LanguageModelFusion,
+    NgramModel,
+    candidates_wanted,
+)
+from hf_entmax_asr.recognition import DataError, SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
+from hf_entmax_asr.recognition.utterances import cache_features, prepare_split, read_split
+
+CACHE_MEGABYTES = 1024
 
 
 def pairs(weights: list[float], bonuses: list[float]) -> list[tuple[float, float]]:

@@ -18,6 +18,7 @@ if not torch.cuda.is_available():  # Triton kernels are then tested in its inter
 from hf_entmax_asr.kernels import backend  # imports triton, by way of transformers
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.append(str(SCRIPTS))  # its programs import program_options; at the end, for one is named like evaluate
 
 # Marks that transformers' own common tests carry (test_common_transformers.py).
 THEIR_MARKS = (

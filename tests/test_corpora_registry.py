@@ -162,5 +162,7 @@ def test_every_corpus_adds_its_rule():
 )
 def test_a_corpus_is_scored_by_its_own_rule_and_unit(given, unit, rule, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "CHECKPOINT", "DATA", *given])
-    arguments = script("evaluate").parse()
+    evaluate = script("evaluate")
+    arguments = evaluate.parse()
+    evaluate.score_as_usual(arguments)
     assert (arguments.unit, arguments.normalization) == (unit, rule)

@@ -1,6 +1,10 @@
-"""What `generate` refuses, and how long its texts can be."""
+"""What `generate` refuses, how long its texts can be, and models that are shared out over processes."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,3 +142,18 @@ def test_the_share_must_be_one_that_can_be_meant():
     for share in (0, -1, float("nan"), 1e9):
         with pytest.raises(Exception, match="max_tokens_per_position"):
             small_config(max_tokens_per_position=share)
+
+
+@pytest.mark.slow
+def test_sharded_models_generate_what_whole_ones_do():
+    done = subprocess.run(
+        [sys.executable, "-m", "support.generate_sharded"],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["whole", "layer by layer", "transducer", ""]

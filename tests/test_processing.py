@@ -8,8 +8,10 @@ import pytest
 import soundfile
 import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
+from hf_entmax_asr.corpora import load_folder
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
@@ -141,7 +143,8 @@ def test_saved_and_loaded_without_the_package(processor, tmp_path):
         assert (absolute_sum == pytest.approx(total, rel=1e-6)) == ("second" not in module)
 
 
-def test_the_stock_pipeline(processor):
+@pytest.fixture(scope="module")
+def model(processor) -> EntmaxAsrForConditionalGeneration:
     torch.manual_seed(0)
     config = EntmaxAsrConfig(
         vocab_size=len(processor.tokenizer),
@@ -153,24 +156,47 @@ def test_the_stock_pipeline(processor):
         encoder_ffn_dim=16,
         decoder_ffn_dim=16,
     )
-    model = EntmaxAsrForConditionalGeneration(config).eval()
-    transcribe = pipeline(
+    return EntmaxAsrForConditionalGeneration(config).eval()
+
+
+# The pipeline's default is 5 beams; an untrained model must be kept from special tokens to say anything.
+OPTIONS = {"generate_kwargs": {"max_new_tokens": 12, "num_beams": 1, "suppress_tokens": [0, 1, 2, 3]}}
+
+
+@pytest.fixture
+def transcribe(model, processor):
+    return pipeline(
         "automatic-speech-recognition",
         model=model,
         tokenizer=processor.tokenizer,
         feature_extractor=processor.feature_extractor,
     )
-    # The pipeline's default is 5 beams; an untrained model must be kept from special tokens to say anything.
-    options = {"generate_kwargs": {"max_new_tokens": 12, "num_beams": 1, "suppress_tokens": [0, 1, 2, 3]}}
+
+
+def test_the_stock_pipeline(model, processor, transcribe):
     inputs = processor(audio=SPEECH, sampling_rate=RATE)
-    ids = model.generate(**inputs, **options["generate_kwargs"])
+    ids = model.generate(**inputs, **OPTIONS["generate_kwargs"])
     expected = processor.decode(ids[0], skip_special_tokens=True)
     assert len(expected) == 12
-    assert transcribe(SPEECH.copy(), **options)["text"] == expected
+    assert transcribe(SPEECH.copy(), **OPTIONS)["text"] == expected
     stereo = {"raw": np.stack([SPEECH, SPEECH]), "sampling_rate": RATE}
-    assert transcribe(stereo, **options)["text"] == expected
+    assert transcribe(stereo, **OPTIONS)["text"] == expected
     # The last piece of 1.49 s steps over 2.99 s is 10 ms: shorter than a window.
-    pieces = transcribe(SPEECH.copy(), chunk_length_s=1.49, stride_length_s=0.0, **options)
+    pieces = transcribe(SPEECH.copy(), chunk_length_s=1.49, stride_length_s=0.0, **OPTIONS)
     assert isinstance(pieces["text"], str)
-    both = transcribe([SPEECH.copy(), SPEECH[:8000].copy()], batch_size=2, **options)
-    assert [one["text"] for one in both] == [expected, transcribe(SPEECH[:8000].copy(), **options)["text"]]
+    both = transcribe([SPEECH.copy(), SPEECH[:8000].copy()], batch_size=2, **OPTIONS)
+    assert [one["text"] for one in both] == [expected, transcribe(SPEECH[:8000].copy(), **OPTIONS)["text"]]
+
+
+def test_the_stock_pipeline_takes_the_rows_of_a_folder(transcribe, tmp_path):
+    for split, samples in (("train", SPEECH[:16000]), ("test", SPEECH)):
+        (tmp_path / split).mkdir()
+        soundfile.write(tmp_path / split / "a.wav", samples, RATE, subtype="FLOAT")
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,text\na.wav,{TEXT}\n")
+    expected = [transcribe(samples.copy(), **OPTIONS) for samples in (SPEECH, SPEECH[:16000])]
+    rows = load_folder(tmp_path, decode_audio=True)
+    assert list(transcribe(KeyDataset(rows["test"], "audio"), **OPTIONS)) == expected[:1]
+    assert rows["test"]["text"][0] == rows["test"][0]["text"] == TEXT
+    stream = load_folder(tmp_path, streaming=True, decode_audio=True)["train"]
+    assert [row["text"] for row in stream] == [TEXT]
+    assert list(transcribe((row["audio"] for row in stream), **OPTIONS)) == expected[1:]

@@ -326,17 +326,23 @@ def test_a_head_that_nobody_waits_for_does_not_count(checkpoint, analysis, call,
         most_waited_for_heads(full, document, 1)
 
 
-@pytest.mark.parametrize("option", ["--redundant", "--waited-for"])
-def test_prune_wants_an_analysis(option, call, capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--redundant", "1", "--redundant needs --analysis"),
+        ("--waited-for", "1", "--waited-for needs --analysis"),
+        ("--heads", "encoder.layers.0.self_attn", "must be of the form encoder.layers.0.self_attn:1,3"),
+    ],
+)
+def test_prune_ends_when_an_option_is_wrong(option, value, message, call, capsys):
     with pytest.raises(SystemExit):
-        call("prune", "any", "--out", "new", option, "1")
-    assert f"{option} needs --analysis" in capsys.readouterr().err
+        call("prune", "any", "--out", "new", option, value)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--heads", "encoder.layers.0.self_attn"], "must be of the form encoder.layers.0.self_attn:1,3"),
         (["--heads", "encoder.layers.0.self_attn:0,1"], "at least one must stay"),
         (["--redundant", "1", "--analysis", "absent.json"], "absent.json is no analysis that can be read"),
     ],

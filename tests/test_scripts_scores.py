@@ -46,6 +46,7 @@ def test_evaluate_writes_a_report_that_agrees_with_what_it_prints(call, checkpoi
     assert "greedy, soft monotonic heads, no language model" in page.text
     assert "confidence), bootstrap over 6 utterances" in out
     assert "Normalised by the rule 'basic'" in out
+    assert "reference words became" not in out
     errors = sum(1 for record in records for _ in range(record["substitutions"]))
     if unit == "word":
         assert len([c for c in page.columns[3:] if c[0] == "sub"]) == errors
@@ -95,8 +96,16 @@ def test_compare_by_a_rule_and_in_characters(call, results):
     assert "b.jsonl: CER 0.0 %" in out
     assert "with 90 % confidence" in out
     assert "lower case, no punctuation" in out
+    assert "reference words became" not in out
     same = call("compare", results[0], results[0])[1]
     assert "no difference is shown" in same
+
+
+def test_compare_says_that_a_rule_makes_other_words(call, tmp_path):
+    path = write_results(tmp_path / "a.jsonl", [("u", "call two oh five nine", "call two oh nine nine")])
+    out = call("compare", path, path, "--normalization", "english")[1]
+    assert "WER 50.0 %" in out  # 20 % of the words as they are
+    assert "5 reference words became 2: a number in words becomes one word of digits" in out
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,16 @@ def test_worked_examples(rule, text, expected):
     assert text_rule(rule)(text) == expected
 
 
+def test_a_rule_says_when_it_changes_the_number_of_words():
+    """One wrong word of seven is one of three where numbers are digits: the rate rises, and the reason is given."""
+    rule, text = text_rule("english"), "press six two one two pound now"
+    assert len(rule(text).split()) == 3
+    said = rule.recounted(7, 3)
+    assert "7 reference words became 3: a number in words becomes one word of digits" in said
+    assert rule.recounted(7, 7) is None
+    assert text_rule("none").recounted(2, 1).endswith("2 reference words became 1")
+
+
 @pytest.mark.parametrize("rule", text_rules())
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_every_rule_takes_any_text_and_leaves_no_space_around_it(rule, text):

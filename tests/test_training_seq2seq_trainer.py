@@ -112,16 +112,3 @@ def test_wrappers_of_text_models_may_hand_on_inputs_that_are_none(tones):
     assert torch.equal(plain.loss, wrapped.loss)
     with pytest.raises(ValueError, match="input_ids means nothing here"):
         model(x, labels=targets(), input_ids=targets())
-
-
-@pytest.mark.parametrize("scale", [False, True])
-def test_offloaded_weights_are_loaded_where_they_are_read(tones, scale):
-    from accelerate import cpu_offload
-
-    from support.small_models import features, small_model
-
-    model, (x, mask) = small_model(lively=True, entmax_logit_scale=scale), features()
-    expected = model.generate(x, attention_mask=mask, max_new_tokens=6)
-    cpu_offload(model, execution_device=torch.device("cpu"))
-    assert next(model.parameters()).device.type == "meta"
-    assert torch.equal(model.generate(x, attention_mask=mask, max_new_tokens=6), expected)

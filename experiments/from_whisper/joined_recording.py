@@ -21,6 +21,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("--data", type=Path, required=True, help="a folder corpus")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--piece-seconds", type=float, default=30.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True, help="a folder for the audio and the texts")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 import soundfile
 import torch
@@ -107,17 +125,7 @@ def peak_gib() -> float:
 
 @reports_errors("joined_recording.py")
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("--data", type=Path, required=True, help="a folder corpus")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--piece-seconds", type=float, default=30.0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True, help="a folder for the audio and the texts")
-    arguments = parser.parse_args()
+    arguments = parse()
     clips, reference = join_clips(arguments.data, arguments.split, arguments.minutes, arguments.output)
     recording, minute = (arguments.output / name for name in ("recording.wav", "first_minute.wav"))
     settings = (arguments.piece_seconds, arguments.threads)

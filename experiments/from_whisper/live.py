@@ -16,6 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", help="folder or Hub repository")
+    parser.add_argument("--data", type=Path, required=True, help="a folder corpus")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--utterances", type=int, default=100)
+    parser.add_argument("--sessions", type=int, default=12, help="utterances that are streamed for their delays")
+    parser.add_argument("--chunks-ms", type=int, nargs="+", default=[1280, 640, 320])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
@@ -72,16 +89,7 @@ def delays(model: Any, processor: Any, audio: Sequence[np.ndarray], chunk_ms: fl
 
 @reports_errors("live.py")
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("checkpoint", help="folder or Hub repository")
-    parser.add_argument("--data", type=Path, required=True, help="a folder corpus")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--utterances", type=int, default=100)
-    parser.add_argument("--sessions", type=int, default=12, help="utterances that are streamed for their delays")
-    parser.add_argument("--chunks-ms", type=int, nargs="+", default=[1280, 640, 320])
-    arguments = parser.parse_args()
+    arguments = parse()
     disable_progress_bar()
     model, processor = load_recogniser(arguments.checkpoint, "cpu")
     extractor = processor.feature_extractor

@@ -18,21 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import pipeline
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.corpora.folder import load_folder
-
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "scripts" / "recipes" / "whisper_finetune.yaml"
-MONOTONIC = (
-    "cross_attention=monotonic",
-    "monotonic_chunk_size=null",
-    "energy_bias_init=-2.5",
-    "firing_rule=cumulative",
-)
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +31,25 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="override recipe values")
     parser.add_argument("--analyzed", type=int, default=100, help="utterances of the test split to draw (100)")
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from transformers import pipeline
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.corpora.folder import load_folder
+
+RECIPE = ROOT / "scripts" / "recipes" / "whisper_finetune.yaml"
+MONOTONIC = (
+    "cross_attention=monotonic",
+    "monotonic_chunk_size=null",
+    "energy_bias_init=-2.5",
+    "firing_rule=cumulative",
+)
 
 
 class StageError(RuntimeError):

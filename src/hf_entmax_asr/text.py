@@ -7,7 +7,7 @@ corpus; one that belongs to a corpus stands in its module, and `hf_entmax_asr.co
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
@@ -17,16 +17,25 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer, 
 class TextRule:
     """A rule, to be called with a text: its name, what it does in one line for a report, and where it comes from.
 
-    `normalize` may leave white space at the ends of a text; a call does not.
+    `normalize` may leave white space at the ends of a text; a call does not. `recounts` says what the rule does to the
+    number of words, where it changes it.
     """
 
     name: str
     description: str
     source: str
     normalize: Callable[[str], str]
+    recounts: str = ""
 
     def __call__(self, text: str) -> str:
         return self.normalize(text).strip()
+
+    def recounted(self, before: int, after: int) -> str | None:
+        """Why error rates before and after the rule do not compare: one sentence, None for equally many words."""
+        if before == after:
+            return None
+        reason = f": {self.recounts}" if self.recounts else ""
+        return f"not to be compared with the rate as they are: {before:,} reference words became {after:,}{reason}"
 
 
 NONE = TextRule("none", "the texts as they are", "-", str)
@@ -35,12 +44,14 @@ BASIC = TextRule(
     "lower case, no punctuation or symbols, nothing in brackets; any language",
     "BasicTextNormalizer of transformers (Radford et al. 2022, arXiv 2212.04356, appendix C)",
     BasicTextNormalizer(),
+    recounts="apostrophes and hyphens part words, what stands in brackets goes",
 )
 ENGLISH = TextRule(
     "english",
     "as basic, and contractions, numbers and titles in one form, no fillers; British spellings need a table",
     "EnglishTextNormalizer of transformers (Radford et al. 2022, arXiv 2212.04356, appendix C)",
     EnglishTextNormalizer({}),
+    recounts="a number in words becomes one word of digits, which one wrong word spoils; contractions are parted",
 )
 GENERAL_RULES = (NONE, BASIC, ENGLISH)
 
@@ -52,7 +63,7 @@ def english_rule(spelling_table: str | Path) -> TextRule:
     transformers does not ship it. Raises ValueError for a file that is not such a table, FileNotFoundError for none.
     """
     table = _read_table(Path(spelling_table))
-    return TextRule(ENGLISH.name, ENGLISH.description, ENGLISH.source, EnglishTextNormalizer(table))
+    return replace(ENGLISH, normalize=EnglishTextNormalizer(table))
 
 
 def _read_table(path: Path) -> dict[str, str]:

@@ -239,6 +239,7 @@ CORPUS = ShardedCorpus(
         "full-width letters as ASCII, upper case, no spaces; the score to quote is the CER",
         "WeNet's recipes aishell (spaces) and multi_cn (letters); the transcripts are loaded in this form",
         normalise_aishell1,
+        recounts="words are joined",
     ),
     scoring_unit="character",
     recipe="aishell1_strong.yaml",

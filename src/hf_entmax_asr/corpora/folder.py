@@ -17,7 +17,7 @@ from hf_entmax_asr.corpora.building import BadUtterances, LoadedCorpus
 from hf_entmax_asr.corpora.corpus import Corpus
 from hf_entmax_asr.corpora.metadata import MetadataError, find_metadata, read_metadata
 from hf_entmax_asr.corpora.report import LISTED_PATHS, CorpusReport, SplitReport
-from hf_entmax_asr.corpora.rows import row_features, with_audio_column
+from hf_entmax_asr.corpora.rows import decoded, row_features, with_audio_column
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -26,7 +26,12 @@ REQUIRED_COLUMNS = ("file_name", "text")
 
 
 def load_folder(
-    root: str | Path, streaming: bool = False, *, text_column: str | None = None, empty_texts: bool = False
+    root: str | Path,
+    streaming: bool = False,
+    *,
+    decode_audio: bool = False,
+    text_column: str | None = None,
+    empty_texts: bool = False,
 ) -> "DatasetDict | IterableDatasetDict":
     """Read a corpus folder into a `DatasetDict`: one split a sub-folder, or `train` alone.
 
@@ -36,6 +41,8 @@ def load_folder(
 
     Args:
         streaming: whether to return iterable data sets; the rows are checked and kept all the same.
+        decode_audio: whether a row's `audio` is its samples, `{"path", "array", "sampling_rate"}`, read when the row is
+            asked for; transformers' stock pipeline takes these.
         text_column: the column of the text, where it is none of the usual names.
         empty_texts: whether audio in which nothing is said may be there, as for scores; training cannot use it.
 
@@ -56,8 +63,10 @@ def load_folder(
     features = row_features()
     tables = {name: with_audio_column(Dataset.from_list(rows, features=features)) for name, rows in splits.items()}
     if streaming:
-        return IterableDatasetDict({name: table.to_iterable_dataset() for name, table in tables.items()})
-    return DatasetDict(tables)
+        streams = IterableDatasetDict({name: table.to_iterable_dataset() for name, table in tables.items()})
+        return streams.map(decoded, batched=True, batch_size=1) if decode_audio else streams
+    rows_of = DatasetDict(tables)
+    return rows_of.with_transform(decoded) if decode_audio else rows_of
 
 
 def _metadata_files(root: Path) -> dict[str, Path]:

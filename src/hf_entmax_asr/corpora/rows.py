@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_entmax_asr.audio import audio_duration
+from hf_entmax_asr.audio import audio_duration, read_audio
 from hf_entmax_asr.corpora.report import BAD_AUDIO, EMPTY_TEXT, Findings
 
 if TYPE_CHECKING:
@@ -63,6 +63,17 @@ def row_features(with_findings: bool = False) -> "Features":
         "duration": Value("float64"),
     }
     return Features(columns | ({"finding": Value("string"), "where": Value("string")} if with_findings else {}))
+
+
+def decoded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The same rows, their audio read: `{"path", "array", "sampling_rate"}`, as pipelines of transformers take it."""
+    if "audio" not in batch:
+        return batch
+    read = [
+        {"path": audio["path"], "array": read_audio(audio, SAMPLING_RATE), "sampling_rate": SAMPLING_RATE}
+        for audio in batch["audio"]
+    ]
+    return {**batch, "audio": read}
 
 
 def with_audio_column(rows: "Dataset") -> "Dataset":

@@ -331,6 +331,7 @@ CORPUS = ShardedCorpus(
         "no <NOISE>, <SPOKEN_NOISE>, <UNK>, colons and asterisks; four slips of the transcripts put right",
         "Kaldi, egs/wsj/s5/local/wer_output_filter",
         _as_scored,
+        recounts="noises go, broken words are joined",
     ),
     recipe="wsj_strong.yaml",
 )

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from .dropout import dropout
-from .subsampling import frame_mask
+from .subsampling import computing_dtype, frame_mask
 
 
 def cleared(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -105,7 +105,7 @@ class GatedConvolutionEncoder(nn.Module):
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, F), (B, T) -> (B, S, C)."""
         mask = None if attention_mask is None else frame_mask(attention_mask)
-        x = input_features.to(self.projection.weight.dtype).transpose(1, 2)  # (B, F, T)
+        x = input_features.to(computing_dtype(self)).transpose(1, 2)  # (B, F, T)
         for layer in self.layers:
             x, mask = layer(x, mask)
         return dropout(F.glu(self.projection(x.transpose(1, 2)), 2), self.rate, self.training)
@@ -171,7 +171,7 @@ class JasperEncoder(nn.Module):
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, F), (B, T) -> (B, S, C)."""
         mask = None if attention_mask is None else frame_mask(attention_mask)
-        x = input_features.to(next(self.parameters()).dtype).transpose(1, 2)  # (B, F, T)
+        x = input_features.to(computing_dtype(self)).transpose(1, 2)  # (B, F, T)
         for layer in self.layers:
             x, mask = layer(x, mask)
         return self.projection(x.transpose(1, 2))

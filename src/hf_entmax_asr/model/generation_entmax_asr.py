@@ -14,7 +14,7 @@ from .cache import make_cache
 from .chunks import Chunks, encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .ctc_generation import generate_with_ctc_alone, weight_of_ctc, with_ctc
-from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, most_tokens
+from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, gathers_shards, most_tokens
 from .live_generation import check_live, generate_live
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
@@ -49,6 +49,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             self.generation_config.max_length = NO_LIMIT  # else pipelines set one of their own, too short for minutes
             self.generation_config._from_model_config = False  # else what is its own (ctc_weight) is lost when loaded
 
+    @gathers_shards
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,

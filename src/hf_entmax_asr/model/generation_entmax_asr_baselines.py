@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from .generation_entmax_asr import as_encoder_outputs
-from .generation_inputs import NO_LIMIT, check_source, most_tokens, without_text_inputs
+from .generation_inputs import NO_LIMIT, check_source, gathers_shards, most_tokens, without_text_inputs
 from .transducer_search import Symbols, Text, TextScorer
 
 UNSUPPORTED = {"do_sample": False, "num_return_sequences": 1, "num_beam_groups": 1}  # and what they must be
@@ -37,6 +37,7 @@ class SearchGenerationMixin(PreTrainedModel, GenerationMixin):
         (0 of a transducer's greedy search)."""
         raise NotImplementedError
 
+    @gathers_shards
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,

@@ -3,8 +3,11 @@
 Axes: B batch, T frames, S encoder positions, H heads, U tokens, F mel bins, V vocabulary.
 """
 
+import functools
 import math
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +17,27 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_entmax_asr import EntmaxAsrConfig
 
+Generate = TypeVar("Generate", bound=Callable[..., Any])
+
 LARGEST_INPUT = 1e6  # of features and encoder states; both are numbers around 1
 NO_LIMIT = 1_000_000  # tokens: the max_length of a generation config that leaves the limit to the audio
+
+
+def gathers_shards(generate: Generate) -> Generate:
+    """Decorator of `generate`: a model that is shared out over processes (fully_shard) gathers its weights for it.
+
+    By itself it does so for `forward` alone, and `generate` runs the encoder and the decoder besides.
+    """
+
+    @functools.wraps(generate)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fsdp = sys.modules.get("torch.distributed.fsdp")  # loaded by whoever sharded the model
+        if fsdp is not None and isinstance(self, fsdp.FSDPModule) and "generate" not in vars(self):
+            fsdp.register_fsdp_forward_method(self, "generate")
+            return self.generate(*args, **kwargs)
+        return generate(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 def check_source(

@@ -69,6 +69,8 @@ class EntmaxAsrPipeline(AutomaticSpeechRecognitionPipeline):
     def _waveform(self, inputs: Any) -> np.ndarray:
         """(samples,) mono at the sampling rate of the features."""
         rate = self.feature_extractor.sampling_rate
+        if isinstance(inputs, dict) and inputs and inputs.keys() <= {"path", "bytes"}:  # a row of a corpus, undecoded
+            inputs = inputs.get("path") if inputs.get("bytes") is None else inputs["bytes"]
         if isinstance(inputs, str):
             with open(inputs, "rb") as file:
                 inputs = file.read()

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from .dropout import dropout
-from .subsampling import frame_mask, front_end
+from .subsampling import computing_dtype, frame_mask, front_end
 
 
 def reversed_in_time(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -29,7 +29,7 @@ def run_lstm(lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None = Non
     if x.device.type != "cpu":
         return lstm(x, state)
     with torch.autocast("cpu", enabled=False):
-        return lstm(x.to(next(lstm.parameters()).dtype), state)
+        return lstm(x.to(computing_dtype(lstm)), state)
 
 
 class BidirectionalLSTM(GradientCheckpointingLayer):
@@ -87,7 +87,7 @@ class PyramidEncoder(nn.Module):
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, F), (B, T) -> (B, S, C)."""
         mask = None if attention_mask is None else frame_mask(attention_mask)
-        x = input_features.to(self.projection.weight.dtype)
+        x = input_features.to(computing_dtype(self))
         for number, layer in enumerate(self.layers):
             if number:
                 if mask is not None:

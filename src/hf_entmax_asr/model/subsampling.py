@@ -7,6 +7,12 @@ from torch.nn.functional import gelu
 from .configuration_entmax_asr import EntmaxAsrConfig
 
 
+def computing_dtype(module: nn.Module) -> torch.dtype:
+    """What a module computes in: its inputs are cast to it. Quantised weights, which are integers, do not count."""
+    floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
 class FrontEnd(nn.Module):
     """What the encoder asks of a front end, whatever it is made of.
 
@@ -24,9 +30,8 @@ class FrontEnd(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in: features are cast to it. Quantised weights, which are integers, do not count."""
-        floating = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
-        return next(floating, torch.get_default_dtype())
+        """What it computes in: features are cast to it."""
+        return computing_dtype(self)
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Features (B, T, F) and mask (B, T), true or nonzero where a frame is real -> positions (B, S, C) and their

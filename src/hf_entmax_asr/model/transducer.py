@@ -121,7 +121,7 @@ class SelfAttentionPredictor(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, W) -> (B, W, C)."""
         x = self.embedding(tokens)
-        mask = causal_mask(None, tokens.shape[1], 0, tokens.device)
+        mask = causal_mask(None, tokens.shape[1], 0, x.device)
         for layer in self.layers:
             x = layer(x, mask)
         return self.layer_norm(x)
@@ -160,12 +160,16 @@ class JointHead(TransducerHead):
         return self.predictor_proj(self.predictor(tokens))
 
     def logits(self, sources: Tensor, texts: Tensor) -> Tensor:
-        return self.lm_head((sources[:, :, None] + texts[:, None]).tanh())
+        joint = (sources[:, :, None] + texts[:, None]).tanh()
+        return self.lm_head(joint.flatten(0, 1)).unflatten(0, joint.shape[:2])  # 8-bit layers take up to 3 axes
 
     def extend(self, states: Sequence[State], tokens: Sequence[int | None]) -> list[State]:
         given = [self.start_token if token is None else token for token in tokens]
         before = [None if state is None else state[1] for state in states]
-        outputs, after = self.predictor.extend(before, torch.tensor(given, device=self.lm_head.weight.device))
+        device = next(self.predictor.parameters()).device
+        # Accelerate brings what is on the CPU to where it runs a module whose weights it has taken off its device.
+        ids = torch.tensor(given, device=None if device.type == "meta" else device)
+        outputs, after = self.predictor.extend(before, ids)
         return list(zip(self.predictor_proj(outputs), after, strict=True))
 
     def next_logits(self, sources: Tensor, states: Sequence[State]) -> Tensor:

@@ -4,14 +4,12 @@ estimation  text -> ARPA file, by KenLM's lmplz or IRSTLM
 scoring     ARPA file -> log probabilities, by KenLM (needs the extra `lm`)
 spelling    how tokens spell words or characters, of pieces and of bytes
 fusion      log probabilities -> the scores of `generate`
-options     --lm and its companions, for the programs in scripts/
+options     --lm and its companions of the programs in scripts/ -> a model with its language model
 """
 
 from hf_entmax_asr.ngram_lm.estimation import train_ngram
 from hf_entmax_asr.ngram_lm.fusion import FusedModel, LanguageModelFusion
 from hf_entmax_asr.ngram_lm.options import (
-    add_language_model_options,
-    add_reading_options,
     candidates_wanted,
     with_language_model,
 )
@@ -22,8 +20,6 @@ __all__ = [
     "LanguageModelError",
     "LanguageModelFusion",
     "NgramModel",
-    "add_language_model_options",
-    "add_reading_options",
     "candidates_wanted",
     "train_ngram",
     "with_language_model",

@@ -1,30 +1,10 @@
-"""The options that every program with a language model takes."""
+"""A language model as the options of a program describe it."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from hf_entmax_asr.ngram_lm.fusion import FusedModel, LanguageModelFusion
-from hf_entmax_asr.ngram_lm.scoring import UNITS, UNKNOWN_WORDS, NgramModel
-
-
-def add_language_model_options(parser: argparse.ArgumentParser) -> None:
-    """--lm, --lm-weight, --insertion-bonus, --lm-unit, --unknown-words."""
-    parser.add_argument("--lm", type=Path, help="n-gram language model, an ARPA file (see scripts/train_lm.py)")
-    parser.add_argument("--lm-weight", type=float, default=0.3, help="of its log probabilities (default: 0.3)")
-    parser.add_argument("--insertion-bonus", type=float, default=0.0, help="for each word or character (default: 0)")
-    add_reading_options(parser)
-
-
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """--lm-unit, --unknown-words."""
-    parser.add_argument("--lm-unit", choices=UNITS, help="of the language model (default: as its entries look)")
-    parser.add_argument(
-        "--unknown-words",
-        type=int,
-        default=UNKNOWN_WORDS,
-        help="how many unknown words share the probability of <unk>; more make them less likely (default: 10 million)",
-    )
+from hf_entmax_asr.ngram_lm.scoring import NgramModel
 
 
 def with_language_model(model: Any, processor: Any, arguments: argparse.Namespace) -> Any:
