@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis.phonemes import ctm_lines
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition import CheckpointError, DataError, load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 from hf_entmax_asr.recognition.word_alignment import align_words
@@ -47,6 +48,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@reports_errors("align.py")
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     disable_progress_bar()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hf_entmax_asr.corpora import text_rule, text_rules
 from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.input_files import read_text
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
 
 NAMES_SHOWN = 5
@@ -44,11 +45,7 @@ def parse() -> argparse.Namespace:
 
 def read_results(path: Path) -> Results:
     results: Results = {}
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ResultError(f"{path} is not UTF-8: {error}") from error
-    lines = content.removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
+    lines = read_text(path).removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

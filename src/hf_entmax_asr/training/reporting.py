@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.error_messages import described
+from hf_entmax_asr.input_files import InputFileError, check_regular
 from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 
@@ -115,8 +118,12 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: another line is damaged.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
+    try:
+        check_regular(path)
+    except (OSError, InputFileError) as error:
+        raise CheckpointError(described(error)) from error
     records = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
