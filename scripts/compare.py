@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from hf_entmax_asr.corpora import text_rule, text_rules
-from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.error_messages import described, reports_errors
 from hf_entmax_asr.input_files import read_text
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
 
@@ -112,7 +112,7 @@ def main() -> int:
     try:
         lines = compare(parse())
     except (ValueError, FileNotFoundError) as error:
-        print(f"compare.py: {error}", file=sys.stderr)
+        print(f"compare.py: {described(error)}", file=sys.stderr)
         return 1
     print("\n".join(lines))
     return 0

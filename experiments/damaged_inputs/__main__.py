@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -33,10 +34,11 @@ os.environ |= {
     "CUDA_VISIBLE_DEVICES": "",
 }
 
-import jiwer  # noqa: F401  (what children would import, each of them)
+import av  # noqa: F401  (what children would import, each of them)
+import jiwer  # noqa: F401
 import torch
 from experiments.damaged_inputs.damages import Done
-from experiments.damaged_inputs.good_inputs import write_good_inputs
+from experiments.damaged_inputs.good_inputs import LAST_MADE, Call, write_good_inputs
 from experiments.damaged_inputs.kinds import KINDS, Kind
 from experiments.damaged_inputs.trials import ACCEPTED, BAD, OUTCOMES, Ran, judge, load_program, run, snapshot
 
@@ -46,16 +48,20 @@ from hf_entmax_asr.recognition import load_recogniser
 class Bench:
     """Good inputs in a folder, the programs, and room for one case at a time."""
 
-    def __init__(self, root: Path, seconds: float) -> None:
+    def __init__(
+        self, root: Path, seconds: float, make: Callable[[Path, Call], None] = write_good_inputs, last: str = LAST_MADE
+    ) -> None:
         self.root, self.seconds = root, seconds
         self.good, self.case, self.made, self.said = (root / name for name in ("good", "case", "made", "said"))
         self.said.mkdir(parents=True, exist_ok=True)
         self.programs: dict[str, ModuleType] = {}
         os.environ["HF_DATASETS_CACHE"] = str(root / "datasets")
-        if not (self.good / "whisper_start").exists():
+        if not (self.good / last).exists():
             shutil.rmtree(self.good, ignore_errors=True)
-            write_good_inputs(self.good, self.call)
-        load_recogniser(self.good / "checkpoint", "cpu")  # what it imports, every child has then
+            self.good.mkdir()
+            make(self.good, self.call)
+        if (self.good / "checkpoint").exists():
+            load_recogniser(self.good / "checkpoint", "cpu")  # what it imports, every child has then
 
     def run(self, program: str, words: list[str]) -> Ran:
         if program not in self.programs:

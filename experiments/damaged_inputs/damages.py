@@ -177,7 +177,7 @@ def change_tree(tree: Any, draw: Random, free: tuple[str, ...]) -> tuple[Any, Do
     kind = draw.choice(("other value",) * 6 + ("gone", "renamed", "all replaced"))
     if kind == "all replaced":
         new = draw.choice(WRONG_VALUES)
-        return new, Done(f"all became {new!r:.40}", broken=True)
+        return new, Done(f"all became {new!r:.40}", broken=not isinstance(new, dict))
     if kind == "gone" or (kind == "renamed" and isinstance(inner, list)):
         del inner[path[-1]]
         return tree, Done(f"{where} gone")

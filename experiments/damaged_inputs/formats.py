@@ -49,7 +49,7 @@ def tensors(path: Path, draw: Random) -> Done:
         metadata = opened.metadata()
     name = draw.choice(sorted(found))
     kind = draw.choice((*_TENSORS, "gone", "renamed", "one more", "none at all", "no metadata"))
-    broken = kind not in ("no metadata",)
+    broken = kind not in ("no metadata", "one more")
     if kind in _TENSORS:
         change, broken = _TENSORS[kind]
         try:
@@ -164,13 +164,18 @@ def recipe_numbers(path: Path, draw: Random) -> Done:
     return Done(f"{homes[name]}.{name} = {value}", broken=not (name == "max_steps" and value in (10**9, 10**18)))
 
 
+_OF_FRACTIONS = ("WAV", "AIFF", "AU")
+
+
 def recordings(form: str) -> Damage:
     """A recording with numbers that none has, written in this form, or with a header that says other things."""
 
     def damage(path: Path, draw: Random) -> Done:
         kind = draw.choice(("no samples", "one sample", "1 Hz", "many channels", "NaN", "header", "header", "header"))
+        if kind == "NaN" and form not in _OF_FRACTIONS:
+            kind = "one sample"
         audio, rate = soundfile.read(path)
-        subtype = "FLOAT" if kind == "NaN" and form in ("WAV", "AIFF", "AU") else None
+        subtype = "FLOAT" if kind == "NaN" else None
         if kind in ("no samples", "one sample"):
             audio = audio[: kind == "one sample"]
         elif kind == "1 Hz":

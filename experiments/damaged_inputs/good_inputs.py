@@ -44,6 +44,7 @@ RECIPE = {
 }
 AUDIO = {"wav": "WAV", "flac": "FLAC", "aiff": "AIFF", "au": "AU", "mp3": "MP3", "sph": "NIST"}
 
+LAST_MADE = "whisper_start"
 Call = Callable[..., None]  # runs a program with these arguments, and raises where it fails
 
 
@@ -162,7 +163,7 @@ def write_whisper(folder: Path) -> None:
 
 
 def write_good_inputs(root: Path, call: Call) -> None:
-    """Everything, in the new folder `root`; `call` runs the programs that make some of it."""
+    """Everything, in the folder `root`; `call` runs the programs that make some of it."""
     write_corpus(root / "corpus")
     write_labels(root)
     write_language_model(root / "lm.arpa")
@@ -180,7 +181,10 @@ def write_good_inputs(root: Path, call: Call) -> None:
     (root / "checkpoint").mkdir()
     for file in filter(Path.is_file, step.iterdir()):
         (root / "checkpoint" / file.name).write_bytes(file.read_bytes())
+    settings = root / "checkpoint" / "generation_config.json"
+    short = json.loads(settings.read_text(encoding="utf-8")) | {"max_new_tokens": 4}  # texts say nothing here
+    settings.write_text(json.dumps(short, indent=2) + "\n", encoding="utf-8")
     report = root / "report"
     call("analyze", root / "checkpoint", root / "corpus", "--out", report, "--json-only", "--device", "cpu")
-    aligned = root / "whisper_start"  # with full cross-attention, which align.py wants
+    aligned = root / LAST_MADE  # with full cross-attention, which align.py wants
     call("convert_whisper", root / "whisper", "--output", aligned)

@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputFileError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        raise InputFileError(f"{path} is not UTF-8, convert it: {error}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
 def check_model_folder(folder: Path) -> None:
     """See that all files of a model that its readers may open have the right form.
 
-    Settings must be JSON objects, files of weights have a whole header; links count as what they lead to.
+    Settings must be JSON objects, weights in a regular file; links count as what they lead to.
 
     Raises:
         InputFileError: one has not.
@@ -80,7 +80,7 @@ def check_model_folder(folder: Path) -> None:
             if not isinstance(value := read_json(path), dict):
                 raise InputFileError(f"{path} holds a {type(value).__name__}; it must be a JSON object")
         elif path.match("model*.safetensors"):
-            tensor_types(path)
+            check_regular(path)
 
 
 def tensor_types(path: Path) -> dict[str, str]:

@@ -185,13 +185,17 @@ def text_tokenizer(whisper: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
 
 
 def _load(name: str) -> tuple[WhisperConfig, WhisperForConditionalGeneration, GenerationConfig]:
-    config = _read(name, CONFIG_NAME, lambda: AutoConfig.from_pretrained(name))
+    no_config = f"{name} holds no configuration that transformers knows"
+    config = _read(no_config, name, CONFIG_NAME, lambda: AutoConfig.from_pretrained(name))
     if not isinstance(config, WhisperConfig):
         raise NotWhisperError(f"{name} is a {config.model_type!r} checkpoint, not a 'whisper' one.")
-    generation = _read(name, GENERATION_CONFIG_NAME, lambda: _read_generation(name))
+    generation = _read(
+        f"{name} says nothing of generation", name, GENERATION_CONFIG_NAME, lambda: _read_generation(name)
+    )
     loaded: Any = _read(
+        f"the weights of {name} cannot be read",
         name,
-        SAFE_WEIGHTS_NAME,
+        f"{SAFE_WEIGHTS_NAME} for {CONFIG_NAME}",
         lambda: WhisperForConditionalGeneration.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         ),
@@ -246,25 +250,26 @@ def _check_files(name: str) -> None:
         return  # of the Hub, which transformers fetches
     try:
         check_model_folder(folder)
-        for file in folder.glob("model*.safetensors"):
-            check_fractions(file)
         features = folder / FEATURE_EXTRACTOR_NAME
         settings = read_json(features) if features.exists() else {}
     except (OSError, InputFileError) as error:
         raise NotWhisperError(f"{name} is no Whisper checkpoint, or a damaged one: {error}") from error
+    try:
+        for file in folder.glob("model*.safetensors"):
+            check_fractions(file)
+    except InputFileError as error:
+        raise NotWhisperError(f"the weights of {name} cannot be read: {error}") from error
     for key, value in WHISPERS_FEATURES.items():
         if settings.get(key, value) != value:
             raise NotWhisperError(f"{features}: {key} is {settings[key]!r}; the features of a Whisper have {value}")
 
 
-def _read(name: str, file: str, read: Callable[[], T]) -> T:
+def _read(problem: str, name: str, file: str, read: Callable[[], T]) -> T:
     """What `read` makes of a file of the checkpoint; a damaged one can raise anything."""
     try:
         return read()
     except Exception as error:
-        raise NotWhisperError(
-            f"{name} is no Whisper checkpoint, or a damaged one: {_file(name, file)}: {in_one_line(error)}"
-        ) from error
+        raise NotWhisperError(f"{problem}: {_file(name, file)}: {in_one_line(error)}") from error
 
 
 def _file(name: str, file: str) -> str:
@@ -279,7 +284,7 @@ def _read_generation(name: str) -> GenerationConfig | None:
 
 
 def _load_tokenizer(name: str, config: WhisperConfig) -> PreTrainedTokenizerBase:
-    tokenizer = _read(name, "tokenizer.json", lambda: AutoTokenizer.from_pretrained(name))
+    tokenizer = _read(f"{name} has no tokenizer", name, "tokenizer.json", lambda: AutoTokenizer.from_pretrained(name))
     if len(tokenizer) > config.vocab_size:
         raise NotWhisperError(
             f"the tokenizer of {name} has {len(tokenizer)} tokens, its model {config.vocab_size}: they do not belong "

@@ -107,9 +107,6 @@ def _check_tokenizer(config: EntmaxAsrConfig, tokenizer: Any, refuse: Callable[[
     if not ids or min(ids) < 0 or max(ids) >= config.vocab_size:
         reach = f"its ids reach {max(ids, default=None)}, and the model knows {config.vocab_size} tokens"
         refuse(TOKENIZER, f"{reach}{_OR_BESIDE}")
-    names = tokenizer.model_input_names
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        refuse("tokenizer_config.json", f"model_input_names is {names!r}; it must be a list of names")
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     spells_all = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()  # in bytes, as Whisper's
     for name in ("pad_token_id", "eos_token_id", *(() if spells_all else ("unk_token_id",))):
@@ -228,14 +225,15 @@ def _load_weights(folder: Path, checkpoint: str, config: EntmaxAsrConfig) -> Any
     )
     model, found = loaded
     for kind, what in (
-        ("missing_keys", "lacks what the model of config.json has:"),
+        ("missing_keys", "lacks"),
         ("unexpected_keys", "holds what the model of config.json has no place for:"),
         ("mismatched_keys", "holds in other sizes than config.json says:"),
     ):
         if names := sorted(name if isinstance(name, str) else name[0] for name in found[kind]):
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
-            raise CheckpointError(f"{folder / SAFE_WEIGHTS_NAME} {what} {shown}{more}")
+            of_it = f" of the model of {CONFIG_NAME}" if kind == "missing_keys" else ""
+            raise CheckpointError(f"{folder / SAFE_WEIGHTS_NAME} {what} {shown}{more}{of_it}")
     return model
 
 

@@ -129,14 +129,15 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if type(record["step"]) is not int:
+            numbers = [n for key in ("alpha", "gate") for row in record.get(key, {}).values() for n in row]
+            if type(record["step"]) is not int or not all(type(number) in (int, float) for number in numbers):
                 raise TypeError
             records.append(record)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
                 raise CheckpointError(
-                    f"{path}, line {number}: not a JSON object with a step. Remove the line, or the file, which only "
-                    "pictures of the training need"
+                    f"{path}, line {number}: not a JSON object with a step, and numbers under alpha and gate. Remove "
+                    "the line, or the file, which only pictures of the training need"
                 ) from None
     return records
 
