@@ -306,6 +306,27 @@ def test_what_others_wrote_is_left_alone(tmp_path):
         read_word_times(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"train/a": 3}',
+        '{"train/a": [["one", 0.1]]}',
+        '{"train/a": [["one", 0.1, NaN]]}',
+        '{"train/a": [["one", 0.5, 0.1]]}',
+        '{"train/a": [["one", 0.5, 0.6], ["two", 0.1, 0.2]]}',
+        '{"train/a": [[1, 0.5, 0.6]]}',
+        '{"train/a": ',
+    ],
+)
+def test_damaged_word_times_are_named(tmp_path, content):
+    file = tmp_path / "train" / "word_times.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(ValueError, match=str(file)):
+        read_word_times(tmp_path)
+
+
 def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch):
     output = tmp_path / "corpus"
     write_small(output, train=2, longest_prompt_s=1.0)

@@ -120,6 +120,16 @@ def test_damaged_files_are_named(saved):
             (folder / name).write_bytes(damaged)
             with pytest.raises(CheckpointError, match=name):
                 read()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)  # which a reader would wait for
+        with pytest.raises(CheckpointError, match=f"{name} is a pipe"):
+            read()
+        (folder / name).unlink()
+        (folder / name).write_bytes(whole)
+    tensors = load_file(folder / "optimizer.safetensors")
+    save_file(tensors, folder / "optimizer.safetensors", metadata={"parameters without state": "["})
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: .* is not JSON"):
+        load_optimizer(saved, model, optimizer)
     save_file({"0/cpu": torch.zeros(5, dtype=torch.uint8)}, folder / "random.safetensors")
     with pytest.raises(CheckpointError, match="holds no random state of torch"):
         read_random_state(saved, 0)
