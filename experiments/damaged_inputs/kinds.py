@@ -77,6 +77,8 @@ NOT_OF_WHISPER = (
     *("return_attention_mask", "chunk_length", "n_samples", "nb_max_frames", "padding_value", "padding_side"),
     *("feature_size", "feature_extractor_type", "dither", "processor_class"),
 )
+# Of its generation settings; length and special tokens are taken from config.json.
+NOT_KEPT = ("max_length", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 # Of a history, pictures are made of α and the gates.
 REPORTED = (
     *("loss", "cross_entropy_loss", "ctc_loss", "gradient_norm", "learning_rate", "frames_per_second", "epoch"),
@@ -126,7 +128,9 @@ def _checkpoint_kinds() -> list[Kind]:
             parse_json,
         ),
         Kind("Whisper's config.json", "whisper/config.json", WHISPER, _json(), parse_json),
-        Kind("Whisper's generation_config.json", "whisper/generation_config.json", WHISPER, _json(), parse_json),
+        Kind(
+            "Whisper's generation_config.json", "whisper/generation_config.json", WHISPER, _json(*NOT_KEPT), parse_json
+        ),
         Kind(
             "Whisper's preprocessor_config.json",
             "whisper/preprocessor_config.json",

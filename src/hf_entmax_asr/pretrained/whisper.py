@@ -190,7 +190,10 @@ def _load(name: str) -> tuple[WhisperConfig, WhisperForConditionalGeneration, Ge
     if not isinstance(config, WhisperConfig):
         raise NotWhisperError(f"{name} is a {config.model_type!r} checkpoint, not a 'whisper' one.")
     generation = _read(
-        f"the generation settings of {name} cannot be read", name, GENERATION_CONFIG_NAME, lambda: _read_generation(name)
+        f"the generation settings of {name} cannot be read",
+        name,
+        GENERATION_CONFIG_NAME,
+        lambda: _read_generation(name),
     )
     loaded: Any = _read(
         f"the weights of {name} cannot be read",
