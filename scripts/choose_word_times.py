@@ -44,8 +44,11 @@ def parse() -> argparse.Namespace:
 def true_words(data: Path, split: str, ctm: Path | None) -> dict[str, list[Interval]]:
     if ctm is not None:
         return read_ctm(ctm)
-    known = read_word_times(data)[split]
-    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known.items()}
+    known = read_word_times(data)
+    if split not in known:
+        file = data / split / "word_times.json"
+        raise DataError(f"there is no {file}: name a CTM file with --times, and with --test-times for --test-split")
+    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known[split].items()}
 
 
 @reports_errors("choose_word_times.py")

@@ -83,6 +83,7 @@ def test_a_state_is_read_as_it_was_written(saved):
         (lambda t: t.update({"used.weight/exp_avg_sq": torch.zeros(6)}), "must be fractions of shape (2, 3)"),
         (lambda t: t.update({"used.bias/step": torch.zeros(2)}), "used.bias/step is of shape (2,)"),
         (lambda t: t.update({"used.bias/exp_avg": torch.zeros(2, dtype=torch.int64)}), "type torch.int64"),
+        (lambda t: t.update({"used.bias/exp_avg": torch.zeros(2, dtype=torch.float64)}), "must be torch.float32"),
         (lambda t: t.update({"used.bias/exp_avg": torch.full((2,), float("nan"))}), "holds NaN or infinite"),
         (lambda t: t.update({"used.bias/exp_avg_sq": torch.full((2,), -1.0)}), "holds numbers below 0"),
         (lambda t: t.update({"used.bias/other": torch.zeros(2)}), "it must have step, exp_avg, exp_avg_sq"),

@@ -69,7 +69,7 @@ def write_corpus(root: Path) -> None:
             soundfile.write(folder / f"{number:03d}.wav", sound(words, number), RATE_HZ)
             rows.append({"file_name": f"{number:03d}.wav", "text": " ".join(words), "speaker": f"s{number % 2}"})
             ends = 0.09 + np.cumsum([0.09 * len(words[0]), 0.09, 0.09 * len(words[1])])
-            times[f"{split}/{number:03d}"] = [[words[0], 0.09, ends[0]], [words[1], ends[1], ends[2]]]
+            times[f"{number:03d}"] = [[words[0], 0.09, ends[0]], [words[1], ends[1], ends[2]]]
         with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -25,6 +25,7 @@ class Kind:
         parse: raises for a file that is surely broken.
         names: an error must say one of these, or the name of the file.
         accepts_with: what the program says of a good input where it ends with an error nevertheless.
+        may_be_empty: an empty file is a good one.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Kind:
     parse: Callable[[Path], Any] | None = None
     names: tuple[str, ...] = ()
     accepts_with: str = ""
+    may_be_empty: bool = False
 
 
 def parse_json(path: Path) -> None:
@@ -159,7 +161,7 @@ def _run_kinds() -> list[Kind]:
         Kind("random.safetensors (resume)", f"{state}/random.safetensors", RESUME, TENSORS, load_file),
         Kind("model.safetensors (resume)", f"{STEP}/model.safetensors", RESUME, TENSORS, load_file),
         Kind("config.json (resume)", f"{STEP}/config.json", RESUME, _json(), parse_json),
-        Kind("history.jsonl (resume)", "run/history.jsonl", RESUME, HISTORY, parse_history),
+        Kind("history.jsonl (resume)", "run/history.jsonl", RESUME, HISTORY, parse_history, may_be_empty=True),
         Kind("CTM (train)", "train.ctm", (*start, "--set", *by_times), LABELS),
         Kind(
             "metadata.csv (train)",

@@ -103,7 +103,6 @@ def convert_whisper(
         NotWhisperError: it is no Whisper, or its files are damaged or not there.
         ValueError: a language or task that this checkpoint does not know, or a setting that does not fit.
     """
-    _check_files(str(name_or_folder))
     source_config, source, generation = _load(str(name_or_folder))
     tokenizer = _load_tokenizer(str(name_or_folder), source_config)
     if fixed := sorted(settings.keys() & {*SAME_FIELDS, *FIXED_FIELDS}):
@@ -185,6 +184,7 @@ def text_tokenizer(whisper: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
 
 
 def _load(name: str) -> tuple[WhisperConfig, WhisperForConditionalGeneration, GenerationConfig]:
+    _check_files(name)
     no_config = f"{name} holds no configuration that transformers knows"
     config = _read(no_config, name, CONFIG_NAME, lambda: AutoConfig.from_pretrained(name))
     if not isinstance(config, WhisperConfig):

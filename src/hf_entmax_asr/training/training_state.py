@@ -194,6 +194,8 @@ def _check_parts(where: str, parts: Mapping[str, torch.Tensor], parameter: torch
                 f"{where}/{part} is of shape {tuple(tensor.shape)} and type {tensor.dtype}; it must be fractions of "
                 f"shape {tuple(shape)}"
             )
+        if part != "step" and tensor.dtype != parameter.dtype:
+            raise CheckpointError(f"{where}/{part} is of type {tensor.dtype}; it must be {parameter.dtype}")
         if part != "exp_avg" and tensor.numel() and tensor.min() < 0:
             raise CheckpointError(f"{where}/{part} holds numbers below 0")
 
