@@ -91,7 +91,8 @@ def replace_all(path: Path, draw: Random) -> Done:
     if kind == "garbage behind":
         new[kind] = path.read_bytes() + draw.randbytes(size)
     path.write_bytes(new.get(kind, b" \n" * size))
-    return Done(f"{kind}, {size}", broken=kind != "garbage behind")
+    maybe_good = kind == "garbage behind" or (kind == "random bytes" and size == 1)
+    return Done(f"{kind}, {size}", broken=not maybe_good)
 
 
 def encoding(path: Path, draw: Random) -> Done:

@@ -188,7 +188,19 @@ def _text_kinds() -> list[Kind]:
     )
     prune = ("prune", "@checkpoint", "--out", "@@made", "--redundant", "1", "--analysis", "@report/analysis.json")
     reuse = ("reuse", "@checkpoint", "--out", "@@made", "--budget", "1", "--analysis", "@report/analysis.json")
-    tune = ("tune_lm", "@checkpoint", "@corpus", "--lm", "@lm.arpa", "--split", "test", "--num-beams", "2")
+    tune = (
+        "tune_lm",
+        "@checkpoint",
+        "@corpus",
+        "--lm",
+        "@lm.arpa",
+        "--split",
+        "test",
+        "--weights",
+        "0.3",
+        "--bonuses",
+        "0",
+    )
     compare = ("compare", "@first.jsonl", "@second.jsonl")
     jsonl = ("evaluate", "@checkpoint", "@corpus_jsonl", "--output", "@@hyps.jsonl", *CPU)
     align = ("align", "@whisper_start", "@corpus", "--output", "@@words.ctm")
