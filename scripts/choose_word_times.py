@@ -37,11 +37,13 @@ if __name__ == "__main__":
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
 from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times, true_words
 
 
+@reports_errors("choose_word_times.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights

@@ -48,11 +48,14 @@ def true_words(data: str | Path, split: str, ctm: str | Path | None = None) -> d
     Raises:
         LabelError: what `read_ctm` finds in the file.
         FileNotFoundError: the corpus has no word times.
+        DataError: its split has none.
     """
     if ctm is not None:
         return read_ctm(ctm)
-    known = read_word_times(data).get(split, {})
-    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known.items()}
+    known = read_word_times(data)
+    if split not in known:
+        raise DataError(f"there is no {Path(data) / split / 'word_times.json'}: name a CTM file of the words instead")
+    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known[split].items()}
 
 
 def plain(word: str) -> str:
