@@ -21,6 +21,8 @@ class SphereHeader(NamedTuple):
     sampling_rate: int
     channels: int
     coding: str
+    header_bytes: int = 1024
+    sample_bytes: int = 2
 
 
 def is_sphere(content: bytes) -> bool:
@@ -50,6 +52,8 @@ def read_header(content: bytes) -> SphereHeader:
             sampling_rate=int(fields["sample_rate"]),
             channels=int(fields.get("channel_count", "1")),
             coding=fields.get("sample_coding", "pcm"),
+            header_bytes=header_bytes,
+            sample_bytes=int(fields.get("sample_n_bytes", "2")),
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"the SPHERE header has no usable {error}") from error
