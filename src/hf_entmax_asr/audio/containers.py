@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hf_entmax_asr.audio.sphere import is_sphere, read_header
+from hf_entmax_asr.audio.sphere import announced_bytes, is_sphere
 
 OGG_LAST_PAGE = 65_307  # the longest an Ogg page can be (RFC 3533)
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what programs write that fill a pipe
@@ -18,12 +18,10 @@ _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what programs write that fill a pipe
 
 def _sphere_cut_short(content: bytes, size: int) -> str | None:
     try:
-        header = read_header(content)
+        announced = announced_bytes(content)
     except ValueError:  # whoever reads it says so
         return None
-    announced = header.header_bytes + header.sample_count * header.channels * header.sample_bytes
-    is_compressed = "," in header.coding  # as in "pcm,embedded-shorten-v2.00"
-    return f"its header announces {announced} bytes, it has {size}" if not is_compressed and announced > size else None
+    return f"its header announces {announced} bytes, it has {size}" if announced and announced > size else None
 
 
 def cut_short(content: bytes, size: int) -> str | None:
