@@ -30,6 +30,18 @@ def test_files_cut_short_are_refused(tmp_path, suffix, subtype):
         audio_duration(path)
 
 
+def test_sphere_cut_short_is_refused(tmp_path):
+    """libsndfile takes what is left for the whole."""
+    path = tmp_path / "a.sph"
+    soundfile.write(path, np.zeros(8000), 16_000, format="NIST")
+    assert len(read_audio(path)) == 8000
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(
+        ValueError, match=r"a\.sph: the file is cut short: its header announces 17024 bytes, it has 17021"
+    ):
+        read_audio(path)
+
+
 def test_audio_comes_from_bytes_path_or_both(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(), 16_000, subtype="FLOAT")

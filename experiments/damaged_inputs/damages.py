@@ -26,6 +26,7 @@ class Done(NamedTuple):
 
 Damage = Callable[[Path, Random], Done]
 
+_WITH_LENGTHS = (".wav", ".flac", ".aiff", ".au", ".sph")  # headers that say how long the file is
 LONG_LINE = 10_000_000
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])")
 WRONG_NUMBERS = ("nan", "inf", "-inf", "-1", "1e30", "x", "-0.5", "1e999", "12345678901234567890", "0x10", "")
@@ -59,7 +60,8 @@ def cut(path: Path, draw: Random) -> Done:
     content = path.read_bytes()
     kept = draw.choice((0, 1, len(content) - 1, draw.randrange(len(content)), draw.randrange(len(content))))
     path.write_bytes(content[:kept])
-    return Done(f"cut to {kept} of {len(content)} bytes", broken=kept == 0)
+    is_announced = path.suffix in _WITH_LENGTHS and kept < len(content) - 1  # a padding byte may be missing
+    return Done(f"cut to {kept} of {len(content)} bytes", broken=kept == 0 or is_announced)
 
 
 def flip_bits(path: Path, draw: Random) -> Done:

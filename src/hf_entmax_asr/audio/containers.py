@@ -10,8 +10,18 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hf_entmax_asr.audio.sphere import announced_bytes, is_sphere
+
 OGG_LAST_PAGE = 65_307  # the longest an Ogg page can be (RFC 3533)
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what programs write that fill a pipe
+
+
+def _sphere_cut_short(content: bytes, size: int) -> str | None:
+    try:
+        announced = announced_bytes(content)
+    except ValueError:  # whoever reads it says so
+        return None
+    return f"its header announces {announced} bytes, it has {size}" if announced and announced > size else None
 
 
 def cut_short(content: bytes, size: int) -> str | None:
@@ -22,6 +32,8 @@ def cut_short(content: bytes, size: int) -> str | None:
         announced = int.from_bytes(content[4:8], "little" if magic == b"RIFF" else "big") + 8
         if 8 < announced < 0xFFFFFF00 and announced > size + 1:
             return f"its header announces {announced} bytes, it has {size}"
+    if is_sphere(content):
+        return _sphere_cut_short(content, size)
     if magic in (b".snd", b"dns."):
         order = "big" if magic == b".snd" else "little"
         begin, samples = (int.from_bytes(content[at : at + 4], order) for at in (4, 8))  # type: ignore[arg-type]

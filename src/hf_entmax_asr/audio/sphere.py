@@ -38,12 +38,7 @@ def read_header(content: bytes) -> SphereHeader:
 
     Raises ValueError when the header is cut short or lacks a field.
     """
-    size_line = content[len(MAGIC) : len(MAGIC) + 8].strip()
-    header_bytes = int(size_line) if size_line.isdigit() else 0
-    lines, end, _ = content[:header_bytes].partition(b"\nend_head")
-    if not end or len(content) < header_bytes:
-        raise ValueError("the SPHERE header is cut short")
-    fields = dict(_field(line) for line in lines.decode("latin-1").split("\n")[2:] if len(line.split(None, 2)) == 3)
+    _, fields = _fields(content)
     try:
         return SphereHeader(
             sample_count=int(fields["sample_count"]),
@@ -53,6 +48,26 @@ def read_header(content: bytes) -> SphereHeader:
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"the SPHERE header has no usable {error}") from error
+
+
+def announced_bytes(content: bytes) -> int | None:
+    """How long an uncompressed file must be; None of a compressed one. ValueError as `read_header`."""
+    header, (header_bytes, fields) = read_header(content), _fields(content)
+    if "," in header.coding:  # as in "pcm,embedded-shorten-v2.00"
+        return None
+    return header_bytes + header.sample_count * header.channels * int(fields.get("sample_n_bytes", "2"))
+
+
+def _fields(content: bytes) -> tuple[int, dict[str, str]]:
+    """The size of the header, and its fields by name."""
+    size_line = content[len(MAGIC) : len(MAGIC) + 8].strip()
+    header_bytes = int(size_line) if size_line.isdigit() else 0
+    lines, end, _ = content[:header_bytes].partition(b"\nend_head")
+    if not end or len(content) < header_bytes:
+        raise ValueError("the SPHERE header is cut short")
+    return header_bytes, dict(
+        _field(line) for line in lines.decode("latin-1").split("\n")[2:] if len(line.split(None, 2)) == 3
+    )
 
 
 def _field(line: str) -> tuple[str, str]:
