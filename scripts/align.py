@@ -44,6 +44,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis.phonemes import ctm_lines
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition import CheckpointError, DataError, load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 from hf_entmax_asr.recognition.word_alignment import align_words
@@ -51,6 +52,7 @@ from hf_entmax_asr.recognition.word_alignment import align_words
 SHOWN_EVERY = 500  # utterances
 
 
+@reports_errors("align.py")
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     disable_progress_bar()

@@ -37,20 +37,13 @@ if __name__ == "__main__":
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from hf_entmax_asr.analysis.phonemes import Interval, read_ctm
-from hf_entmax_asr.corpora.prompts import read_word_times
+from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
-from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times
+from hf_entmax_asr.recognition.word_times import choose_word_times, measure_word_times, true_words
 
 
-def true_words(data: Path, split: str, ctm: Path | None) -> dict[str, list[Interval]]:
-    if ctm is not None:
-        return read_ctm(ctm)
-    known = read_word_times(data)[split]
-    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known.items()}
-
-
+@reports_errors("choose_word_times.py")
 def main() -> int:
     arguments = parse()
     disable_progress_bar()  # of loading and saving weights

@@ -37,7 +37,8 @@ if __name__ == "__main__":
     parse()  # a wrong option ends the program here, before the imports below load torch
 
 from hf_entmax_asr.corpora import text_rule
-from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.error_messages import described, reports_errors
+from hf_entmax_asr.input_files import read_text
 from hf_entmax_asr.metrics import align, bootstrap_difference, count_edits, error_counts, error_segments, matched_pairs
 
 NAMES_SHOWN = 5
@@ -51,11 +52,7 @@ class ResultError(ValueError):
 
 def read_results(path: Path) -> Results:
     results: Results = {}
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ResultError(f"{path} is not UTF-8: {error}") from error
-    lines = content.removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
+    lines = read_text(path).removesuffix("\n").split("\n")  # splitlines would cut texts at U+2028
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -129,7 +126,7 @@ def main() -> int:
     try:
         lines = compare(parse())
     except (ValueError, FileNotFoundError) as error:
-        print(f"compare.py: {error}", file=sys.stderr)
+        print(f"compare.py: {described(error)}", file=sys.stderr)
         return 1
     print("\n".join(lines))
     return 0

@@ -48,7 +48,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable
-from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.error_messages import in_one_line, reports_errors
 from hf_entmax_asr.pretrained import convert_whisper, converted_card
 
 
@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> int:
             processor.save_pretrained(folder)
             (folder / "README.md").write_text(converted_card(arguments.whisper, model), encoding="utf-8")
     except (OSError, ValueError, StrictDataclassError, yaml.YAMLError) as error:
-        print(f"convert_whisper.py: {error}", file=sys.stderr)
+        print(f"convert_whisper.py: {in_one_line(error)}", file=sys.stderr)
         return 1
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{arguments.output}: {size:.1f} M parameters, started from {arguments.whisper}")

@@ -260,7 +260,10 @@ def main() -> int:
 
     model, processor = load_recogniser(str(run / "best"))
     rows, word_times = load_folder(data), read_word_times(data)
-    splits = {name: prepare_split(rows[name], processor) for name in ("validation", "test", "heldout_prompts")}
+    splits = {name: prepare_split(rows[name], processor) for name in ("validation", "test")}
+    whole_prompts = rows["heldout_prompts"]
+    whole_prompts = whole_prompts.select(range(min(len(whole_prompts), arguments.sentences)))
+    splits["heldout_prompts"] = prepare_split(whole_prompts, processor)
     meter, histogram, test_ends = examine(model, processor, splits["test"], word_times["test"])
     _, _, held_out_ends = examine(model, processor, splits["validation"], word_times["validation"])
     word_ends = report_word_ends(held_out_ends, test_ends)

@@ -50,7 +50,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis import MapGroups, map_groups_of
 from hf_entmax_asr.atomic_files import atomic_folder, check_folder_writable, write_text_atomically
-from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.error_messages import in_one_line, reports_errors
 from hf_entmax_asr.recognition.checkpoint import CheckpointError, load_recogniser
 from hf_entmax_asr.recognition.derived_card import derived_card
 from hf_entmax_asr.recognition.surgery import load_matching_analysis, share_maps
@@ -90,7 +90,7 @@ def main() -> int:
             model, encoder_groups=groups["encoder"], decoder_groups=groups["decoder"], head_order=order
         )
     except (CheckpointError, StrictDataclassError, ValueError) as error:
-        print(f"reuse.py: {error}", file=sys.stderr)
+        print(f"reuse.py: {in_one_line(error)}", file=sys.stderr)
         return 1
     with atomic_folder(arguments.out) as folder:
         smaller.save_pretrained(folder)

@@ -35,6 +35,7 @@ if __name__ == "__main__":
     parse()  # a wrong option ends the program here, before the imports below load torch
 
 from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.input_files import InputFileError, read_text
 from hf_entmax_asr.ngram_lm import LanguageModelError, NgramModel, train_ngram
 from hf_entmax_asr.recognition.utterances import DataError, read_split
 
@@ -45,7 +46,7 @@ def read_texts(sources: list[Path], split: str, corpus: str) -> list[str]:
         if source.is_dir():
             texts += read_split(str(source), split, corpus)["text"]
         else:
-            texts += source.read_text(encoding="utf-8").split("\n")
+            texts += read_text(source).split("\n")
     return [text for text in texts if text.strip()]
 
 
@@ -66,7 +67,7 @@ def main() -> int:
                 f"perplexity {model.perplexity(tests):.4g} over {len(units):,} {arguments.unit}s and {len(tests):,} "
                 f"sentence ends; {unknown:,} {arguments.unit}s unknown"
             )
-    except (LanguageModelError, DataError, OSError, UnicodeDecodeError, ImportError) as error:
+    except (LanguageModelError, DataError, OSError, InputFileError, ImportError) as error:
         print(f"train_lm.py: {error}", file=sys.stderr)
         return 1
     return 0

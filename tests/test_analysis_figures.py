@@ -3,8 +3,6 @@
 import builtins
 import math
 import struct
-import subprocess
-import sys
 
 import matplotlib.font_manager
 import matplotlib.image
@@ -22,6 +20,7 @@ from hf_entmax_asr.analysis import (
     plot_transforms,
     save_png,
 )
+from support.apart import run_apart
 
 SECONDS_PER_POSITION = 0.04
 WORDS = ["the", "time", "is", "two", "thirty"]
@@ -342,14 +341,15 @@ def test_scores_state_the_share_of_exact_zeros():
         plot_scores(data | {"coarse": coarse})
 
 
-def test_no_global_state_and_no_matplotlib_until_a_picture_is_made():
+def test_no_global_state_and_no_matplotlib_until_a_picture_is_made(tmp_path):
     code = (
         "import sys, torch, hf_entmax_asr.analysis as analysis\n"
         "assert 'matplotlib' not in sys.modules\n"
         "analysis.plot_transforms({'a': torch.eye(3)}, 0.04)\n"
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run_apart(code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):

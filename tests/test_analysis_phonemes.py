@@ -159,6 +159,7 @@ def test_every_cut_of_a_textgrid_is_noticed(tmp_path):
         ),
         ("xmin = 0.25 \n            xmax = 0.5 ", "xmin = 0.25 \n            xmax = 0.2 ", "ends before it begins"),
         ("xmax = 0.5 ", "xmax = 0.5.1 ", "'0.5.1' is no number"),
+        ("xmin = 0.25", "xmin = nan", "line 39: a number should stand where 'nan' stands"),
         (
             "Anna - phones",
             "Anna - tones",

@@ -68,7 +68,15 @@ def test_faults_are_told_with_the_name_of_the_file(tmp_path):
     soundfile.write(empty, np.zeros(0), 16000)
     text = tmp_path / "text.wav"
     text.write_text("not audio")
-    for file, message in ((cut, "cut short"), (nan, "NaN"), (empty, "no audio samples"), (text, "cannot be decoded")):
+    nothing = tmp_path / "nothing.flac"
+    nothing.write_bytes(b"")
+    for file, message in (
+        (nothing, "the file is empty"),
+        (cut, "cut short"),
+        (nan, "NaN"),
+        (empty, "no audio samples"),
+        (text, "cannot be decoded"),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             list(audio_blocks(file))
         assert str(caught.value).startswith(str(file))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from experiments.silence import place_between_words
 
+from hf_entmax_asr.analysis.phonemes import Interval
 from hf_entmax_asr.augmentation import WaveformPerturbation, add_noise, change_speed, find_noise_files, quietest_place
 
 RATE = 16_000
@@ -114,3 +116,11 @@ def test_a_share_of_the_utterances_becomes_audio_without_speech():
     powers = [20 * np.log10(np.sqrt(np.mean(m**2))) for m in others if m.any()]
     assert -66 < min(powers) < -50
     assert -20 < max(powers) < -5
+
+
+def test_a_pause_is_put_between_two_words():
+    second = np.zeros(RATE)  # its inner half is 0.25 to 0.75 s
+    words = [Interval(*w) for w in ((0, 0.1, "a"), (0.2, 0.3, "b"), (0.32, 0.5, "c"), (0.6, 0.7, "d"), (0.9, 1.0, "e"))]
+    assert place_between_words(words, second, RATE) == round(0.55 * RATE)
+    assert place_between_words([words[0], words[-1]], np.zeros(4 * RATE), RATE) == round(0.5 * RATE)
+    assert place_between_words(words[:1], second, RATE) == 0

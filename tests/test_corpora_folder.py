@@ -1,6 +1,7 @@
 """Folder corpora: the layouts, the columns, what is refused and how it is said."""
 
 import csv
+import os
 
 import datasets
 import numpy as np
@@ -135,6 +136,17 @@ def test_folders_without_metadata(tmp_path):
         load_folder(tmp_path)
     write_metadata(tmp_path, [("a.wav", "one", "")])
     with pytest.raises(ValueError, match="keep one of the layouts"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_list_that_is_no_regular_file_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a pipe or device; it must be a regular file"):
+        load_folder(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder"):
         load_folder(tmp_path)
 
 

@@ -11,6 +11,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import script
+from hf_entmax_asr.analysis.phonemes import Interval
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import prompts, sentences
 from hf_entmax_asr.corpora.folder import load_folder
@@ -27,6 +29,7 @@ from hf_entmax_asr.corpora.prompts import (
     write_compositions,
 )
 from hf_entmax_asr.corpora.sentences import GRAMMAR, cardinal, draw_splits, ordinal
+from hf_entmax_asr.recognition import DataError
 
 CORPUS = Path(__file__).parent.parent / "sample_corpus"
 
@@ -304,6 +307,36 @@ def test_what_others_wrote_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(FileNotFoundError, match=r"no word_times\.json"):
         read_word_times(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"train/a": 3}',
+        '{"train/a": [["one", 0.1]]}',
+        '{"train/a": [["one", 0.1, NaN]]}',
+        '{"train/a": [["one", 0.5, 0.1]]}',
+        '{"train/a": [["one", 0.5, 0.6], ["two", 0.1, 0.2]]}',
+        '{"train/a": [[1, 0.5, 0.6]]}',
+        '{"train/a": ',
+    ],
+)
+def test_damaged_word_times_are_named(tmp_path, content):
+    file = tmp_path / "train" / "word_times.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(ValueError, match=str(file)):
+        read_word_times(tmp_path)
+
+
+def test_a_split_without_word_times_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "word_times.json").write_text('{"a": [["one", 0.1, 0.2]]}')
+    true_words = script("choose_word_times").true_words
+    assert true_words(tmp_path, "train", None) == {"a": [Interval(0.1, 0.2, "one")]}
+    with pytest.raises(DataError, match=f"there is no {tmp_path / 'test' / 'word_times.json'}: name a CTM file"):
+        true_words(tmp_path, "test", None)
 
 
 def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch):

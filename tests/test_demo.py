@@ -33,7 +33,7 @@ def test_demo_runs_from_end_to_end(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report["test"]["hard"]["reference_words"] > 30
     assert set(report["test"]) == {"hard", "hard, threshold rule", "soft"}
-    assert report["heldout_prompts"]["hard"]["reference_words"] > 100
+    assert report["heldout_prompts"]["hard"]["reference_words"] > 20
     assert all(1 < a < 2 for heads in report["heads"].values() for a in heads["alpha"])
     assert 0 < report["encoder_zero_share"] < 1
     assert "Through pipeline()" in result.stdout

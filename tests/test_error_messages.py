@@ -2,10 +2,11 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from hf_entmax_asr.error_messages import INTERRUPTED, described, reports_errors
+from hf_entmax_asr.error_messages import INTERRUPTED, described, in_one_line, reports_errors
 from hf_entmax_asr.kernels import modes
 
 
@@ -58,3 +59,13 @@ def test_an_unknown_mode_of_the_kernels_is_a_message(capsys, monkeypatch):
     monkeypatch.setattr(modes._State, "mode", "fast")
     assert reports_errors("tool.py")(lambda: 0)() == 1
     assert capsys.readouterr().err.startswith("tool.py: HF_ENTMAX_ASR_KERNELS = 'fast' is not known. Use one of auto,")
+
+
+def test_every_program_reports_its_errors():
+    for program in (Path(__file__).parent.parent / "scripts").glob("*.py"):
+        assert f'@reports_errors("{program.name}")\ndef main(' in program.read_text(encoding="utf-8"), program.name
+
+
+def test_an_error_of_many_lines_becomes_one():
+    assert in_one_line(ValueError("one\n  two\n")) == "one two"
+    assert in_one_line(KeyError()) == "KeyError"

@@ -8,7 +8,9 @@ import pytest
 import soundfile
 from transformers import AutoFeatureExtractor
 
+from hf_entmax_asr.augmentation import add_noise
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
+from hf_entmax_asr.model.generation_inputs import sounds
 
 RATE = 16000
 SPEECH, _ = soundfile.read(Path(__file__).parent / "speech.flac", dtype="float32")
@@ -95,3 +97,26 @@ def test_global_cmvn_is_of_the_frames_that_sound():
     np.testing.assert_allclose(extractor.cmvn_std, deviation, atol=0.1)
     with pytest.raises(ValueError, match="silence alone"):
         extractor.fit_global_cmvn([zeros], sampling_rate=RATE)
+
+
+HUM = 0.1 * np.sin(2 * np.pi * 50 * np.arange(5 * RATE) / RATE)
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "whisper"])
+@pytest.mark.parametrize("sound", [0.03 * noise(5 * RATE), noise(5 * RATE) / 32768, 0.3 * noise(RATE), HUM])
+def test_one_steady_sound_is_silence(kind, sound):
+    extractor = EntmaxAsrFeatureExtractor(kind=kind, cmvn="utterance" if kind == "kaldi" else "none")
+    found = extractor(sound.astype(np.float32), sampling_rate=RATE, return_tensors="pt").input_features
+    assert not sounds(found).any()
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "whisper"])
+def test_speech_in_noise_and_noise_of_two_levels_are_none(kind):
+    extractor = EntmaxAsrFeatureExtractor(kind=kind, cmvn="utterance" if kind == "kaldi" else "none")
+    for waveform in (
+        add_noise(SPEECH, noise(len(SPEECH)), 0),
+        np.r_[0.01 * noise(RATE), 0.03 * noise(RATE)],
+        0.1 * noise(RATE // 2),  # too short to say
+    ):
+        found = extractor(waveform.astype(np.float32), sampling_rate=RATE, return_tensors="pt").input_features
+        assert sounds(found).all()

@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import soundfile
 
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
+from support.apart import run_apart
 from support.small_baselines import baseline
 
 HERE = Path(__file__).parent
@@ -33,15 +31,8 @@ def test_checkpoints_load_and_transcribe_where_the_package_is_not(tmp_path):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.ImportFrom) and node.level:
                     assert (node.level, (tmp_path / name / f"{node.module}.py").exists()) == (1, True), file.name
-    done = subprocess.run(
-        [sys.executable, HERE / "support" / "baselines_alone.py", HERE / "speech.flac", *(tmp_path / n for n in NAMES)],
-        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    program = HERE / "support" / "baselines_alone.py"
+    done = run_apart(program, HERE / "speech.flac", *(tmp_path / name for name in NAMES), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for name, report in zip(NAMES, json.loads(done.stdout.splitlines()[-1]), strict=True):
         assert report["module"].startswith(f"transformers_modules.{name}.")

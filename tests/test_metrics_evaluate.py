@@ -1,13 +1,12 @@
 """WER and CER as `evaluate` metrics: without the network, equal to jiwer, raw and normalised."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import jiwer
 import pytest
 
 from hf_entmax_asr.metrics import CER, WER
+from support.apart import run_apart
 
 SAID = ["The cat sat.", "on the mat", "ｔ 而对楼市"]
 HEARD = ["the cat", "on a mat", "T而对 楼时"]
@@ -60,7 +59,7 @@ def test_everything_else_works_without_evaluate(tmp_path):
         "print(metrics.error_counts(['a b'], ['a']).deletions)\n"
         "try:\n    metrics.WER\nexcept ImportError as error:\n    print(error)\n"
     )
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    result = run_apart(program, folder=tmp_path)
     first, second = result.stdout.splitlines()
     assert first == "1"
     assert "pip install 'hf_entmax_asr[train]'" in second

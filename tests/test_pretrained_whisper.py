@@ -5,6 +5,7 @@ HF_ENTMAX_ASR_WHISPER may name folders of real checkpoints (with ":" between the
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import soundfile
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperForConditionalGeneration, pipeline
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrFeatureExtractor
@@ -222,6 +224,46 @@ def test_damaged_weights_are_refused(english, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(NotWhisperError, match=r"the weights of .* cannot be read"):
         convert_whisper(cut)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", None, "config.json is a pipe"),
+        ("generation_config.json", "{", "generation_config.json is not JSON"),
+        ("generation_config.json", {"suppress_tokens": [-1]}, "generation_config.json: suppress_tokens is '[-1]'"),
+        ("generation_config.json", {"is_multilingual": 1}, "generation_config.json: is_multilingual is '1'"),
+        ("generation_config.json", {"lang_to_id": {"<|en|>": -1}}, "generation_config.json: lang_to_id is"),
+        ("preprocessor_config.json", {"hop_length": 80}, "preprocessor_config.json: hop_length is 80"),
+        ("tokenizer.json", {"model": 3}, "tokenizer.json: "),
+    ],
+)
+def test_damaged_settings_are_named(english, tmp_path, file, content, said):
+    odd = copy_of(english, tmp_path / "odd")
+    if content is None:
+        (odd / file).unlink()
+        os.mkfifo(odd / file)
+    elif isinstance(content, dict):
+        (odd / file).write_text(json.dumps(json.loads((odd / file).read_text()) | content))
+    else:
+        (odd / file).write_text(content)
+    with pytest.raises(NotWhisperError, match=re.escape(said)) as error:
+        convert_whisper(odd)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_no_fractions_or_no_numbers_are_refused(english, tmp_path):
+    odd = copy_of(english, tmp_path / "odd")
+    name = "model.encoder.layer_norm.weight"
+    for change, said in (
+        (lambda t: t > 0, "holds numbers of type BOOL"),
+        (lambda t: t * float("nan"), "holds NaN or infinite numbers"),
+        (lambda t: t[:3], "has other sizes than its config.json says"),
+    ):
+        tensors = load_file(english / "model.safetensors")
+        save_file(tensors | {name: change(tensors[name])}, odd / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(NotWhisperError, match=said):
+            convert_whisper(odd)
 
 
 def test_another_tokenizer_is_refused(english, tmp_path):

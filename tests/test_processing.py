@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from hf_entmax_asr.model import pipeline_entmax_asr
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
+from support.apart import run_apart
 
 RATE = 16000
 SPEECH, _ = soundfile.read(Path(__file__).parent / "speech.flac", dtype="float32")
@@ -135,15 +133,8 @@ def test_saved_and_loaded_without_the_package(processor, tmp_path):
     # A second checkpoint, whose code differs, must be read with its own code.
     code = second / "feature_extraction_entmax_asr.py"
     code.write_text(code.read_text().replace("PREEMPHASIS = 0.97", "PREEMPHASIS = 0.0"))
-    output = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, first, second, again, Path(__file__).parent / "speech.flac", TEXT],
-        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    audio = Path(__file__).parent / "speech.flac"
+    output = run_apart(WITHOUT_THE_PACKAGE, first, second, again, audio, TEXT, folder=tmp_path)
     assert output.returncode == 0, output.stderr
     results = json.loads(output.stdout.splitlines()[-1])
     here = processor(audio=SPEECH, text=TEXT, sampling_rate=RATE)

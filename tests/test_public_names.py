@@ -20,7 +20,7 @@ WITHOUT_PUBLIC_NAMES = {
     "hf_entmax_asr.model",  # its files are imported one by one, as they travel to the Hub
     "hf_entmax_asr.analysis.figures",  # public by way of hf_entmax_asr.analysis
 }
-EXTRAS = ("accelerate", "datasets", "evaluate", "jiwer", "kenlm", "matplotlib", "pocketsphinx", "tensorboard")
+EXTRAS = ("accelerate", "datasets", "evaluate", "jiwer", "kenlm", "matplotlib", "onnx", "pocketsphinx", "tensorboard")
 
 
 def packages() -> list[str]:

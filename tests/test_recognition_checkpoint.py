@@ -1,6 +1,7 @@
 """Loading: the model first, ready to recognise; and folders that hold no recogniser."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -30,6 +31,25 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         load_recogniser("nowhere")
     with pytest.raises(CheckpointError, match=f"{tmp_path} is not a checkpoint of hf_entmax_asr"):
         load_recogniser(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"]
+)
+def test_what_is_no_regular_file_is_named(copy, file):
+    """Readers would wait for a pipe, and take defaults in the place of a folder."""
+    (copy / file).unlink()
+    os.mkfifo(copy / file)
+    with pytest.raises(CheckpointError, match=f"{file} is a pipe or device"):
+        load_recogniser(copy, "cpu")
+    (copy / file).unlink()
+    (copy / file).mkdir()
+    with pytest.raises(CheckpointError, match=f"{file} is a folder"):
+        load_recogniser(copy, "cpu")
+    (copy / file).rmdir()
+    (copy / file).symlink_to(file)
+    with pytest.raises(CheckpointError, match=file):
+        load_recogniser(copy, "cpu")
 
 
 @pytest.fixture

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_entmax_asr import tokenization
-from hf_entmax_asr.tokenization import WORD_BOUNDARY, train_bpe_tokenizer, train_character_tokenizer
+from hf_entmax_asr.tokenization import (
+    WORD_BOUNDARY,
+    train_bpe_tokenizer,
+    train_character_tokenizer,
+    train_tokenizer,
+)
 
 ENGLISH = ["THE CAT SAT ON THE MAT", "THE DOG'S HAT", "A CAT AND A DOG"]
 CHINESE = ["而 对 楼市 成交", "抑制 作用 最 大 的 限 购"]
@@ -179,3 +184,15 @@ def test_of_two_symbols_the_longer_one_is_found():
 def test_symbols_that_cannot_be_are_refused(symbols, message):
     with pytest.raises((ValueError, TypeError), match=message):
         train_character_tokenizer(["AB"], symbols=symbols)
+
+
+def test_doubled_letters_are_tokens_where_asked():
+    texts = ["hello all", "三三 see", "aaa"]
+    tokenizer = train_character_tokenizer(texts, doubled_letters=True)
+    assert tokenizer.tokenize("hello see") == ["h", "e", "ll", "o", "▁", "s", "ee"]
+    assert tokenizer.tokenize("三三aaa bb") == ["三", "三", "aa", "a", "▁", "<unk>", "<unk>"]
+    plain = train_character_tokenizer(texts)
+    assert tokenizer.get_vocab() == plain.get_vocab() | {"aa": len(plain), "ee": len(plain) + 1, "ll": len(plain) + 2}
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    assert len(train_tokenizer("character", texts, symbols=["<X>"], doubled_letters=True)) == len(plain) + 4

@@ -1,7 +1,11 @@
 """What a run tells: its history and its bar."""
 
+import os
 import sys
 
+import pytest
+
+from hf_entmax_asr.recognition import CheckpointError
 from hf_entmax_asr.training import read_history
 from hf_entmax_asr.training.reporting import Reporter
 
@@ -15,6 +19,20 @@ def test_a_resumed_report_drops_what_lay_beyond_the_checkpoint(tmp_path):
     with Reporter(tmp_path, enabled=True, tensorboard=False):
         pass
     assert read_history(history) == []
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 1.5}', '{"step": 1, "alpha": {"a": ["x"]}}', '{"step": 1, "gate": 3}', "\x00"]
+)
+def test_a_damaged_history_is_named_with_its_line(tmp_path, line):
+    history = tmp_path / "history.jsonl"
+    history.write_text(f'{{"step": 1, "alpha": {{"a": [1.5]}}}}\n{line}\n')
+    with pytest.raises(CheckpointError, match=rf"{history}, line 2: not a JSON object with a step"):
+        read_history(history)
+    history.unlink()
+    os.mkfifo(history)
+    with pytest.raises(CheckpointError, match=r"history\.jsonl is a pipe"):
+        read_history(history)
 
 
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):

@@ -83,6 +83,7 @@ def test_a_state_is_read_as_it_was_written(saved):
         (lambda t: t.update({"used.weight/exp_avg_sq": torch.zeros(6)}), "must be fractions of shape (2, 3)"),
         (lambda t: t.update({"used.bias/step": torch.zeros(2)}), "used.bias/step is of shape (2,)"),
         (lambda t: t.update({"used.bias/exp_avg": torch.zeros(2, dtype=torch.int64)}), "type torch.int64"),
+        (lambda t: t.update({"used.bias/exp_avg": torch.zeros(2, dtype=torch.float64)}), "must be torch.float32"),
         (lambda t: t.update({"used.bias/exp_avg": torch.full((2,), float("nan"))}), "holds NaN or infinite"),
         (lambda t: t.update({"used.bias/exp_avg_sq": torch.full((2,), -1.0)}), "holds numbers below 0"),
         (lambda t: t.update({"used.bias/other": torch.zeros(2)}), "it must have step, exp_avg, exp_avg_sq"),
@@ -120,6 +121,16 @@ def test_damaged_files_are_named(saved):
             (folder / name).write_bytes(damaged)
             with pytest.raises(CheckpointError, match=name):
                 read()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)  # which a reader would wait for
+        with pytest.raises(CheckpointError, match=f"{name} is a pipe"):
+            read()
+        (folder / name).unlink()
+        (folder / name).write_bytes(whole)
+    tensors = load_file(folder / "optimizer.safetensors")
+    save_file(tensors, folder / "optimizer.safetensors", metadata={"parameters without state": "["})
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: .* is not JSON"):
+        load_optimizer(saved, model, optimizer)
     save_file({"0/cpu": torch.zeros(5, dtype=torch.uint8)}, folder / "random.safetensors")
     with pytest.raises(CheckpointError, match="holds no random state of torch"):
         read_random_state(saved, 0)

@@ -18,6 +18,11 @@ _LONGEST = 2000
 _SPEAKING = (OSError, ValueError, RuntimeError, ImportError, MemoryError, subprocess.SubprocessError)
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error says, its line breaks as spaces; of one that says nothing its type."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+
+
 def described(error: BaseException) -> str:
     """What an error says, with the file that it speaks of."""
     if isinstance(error, OSError) and error.strerror is not None:

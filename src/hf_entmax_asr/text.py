@@ -5,12 +5,13 @@ the score of the texts as they are. References and hypotheses go through the sam
 corpus; one that belongs to a corpus stands in its module, and `hf_entmax_asr.corpora.text_rules` knows them all.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
+
+from hf_entmax_asr.input_files import read_json
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def english_rule(spelling_table: str | Path) -> TextRule:
 
 def _read_table(path: Path) -> dict[str, str]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); a spelling table is an object of words to words") from error
+        raise ValueError(f"{error}; a spelling table is a JSON object of words to words") from error
     if not isinstance(table, dict) or not all(isinstance(word, str) for word in table.values()):
         raise ValueError(f"{path} is not a JSON object of words to words")
     return table

@@ -29,18 +29,27 @@ def train_tokenizer(
     word_boundary: bool = True,
     nfkc: bool = False,
     symbols: Sequence[str] = (),
+    doubled_letters: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of either kind; `vocab_size` is for pieces alone, `word_boundary` and `symbols` for characters alone.
+    """A tokenizer of either kind; `vocab_size` is for pieces alone, what stands behind `nfkc` for characters alone, as
+    `word_boundary` is.
 
     Raises what `train_character_tokenizer` and `train_bpe_tokenizer` do.
     """
     if kind == "bpe":
         return train_bpe_tokenizer(texts, vocab_size, nfkc=nfkc)
-    return train_character_tokenizer(texts, word_boundary=word_boundary, nfkc=nfkc, symbols=symbols)
+    return train_character_tokenizer(
+        texts, word_boundary=word_boundary, nfkc=nfkc, symbols=symbols, doubled_letters=doubled_letters
+    )
 
 
 def train_character_tokenizer(
-    texts: Iterable[str], *, word_boundary: bool = True, nfkc: bool = False, symbols: Sequence[str] = ()
+    texts: Iterable[str],
+    *,
+    word_boundary: bool = True,
+    nfkc: bool = False,
+    symbols: Sequence[str] = (),
+    doubled_letters: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each character of the texts, in the order of their code points.
 
@@ -48,7 +57,11 @@ def train_character_tokenizer(
         texts: transcripts.
         word_boundary: whether words are separated by spaces. If not (Chinese), white space is dropped.
         nfkc: whether to apply Unicode NFKC first, which for example turns full-width Latin letters into ASCII.
-        symbols: strings that are one token each wherever they stand, as WSJ's ``<NOISE>``; the last ids.
+        symbols: strings that are one token each wherever they stand, as WSJ's ``<NOISE>``; the last ids but for
+            those of doubled letters.
+        doubled_letters: whether a doubled letter of the texts, as the "ll" of "hello", is one token: a decoder that
+            writes characters easily loses count of equal ones. Collobert et al. 2016 (arXiv 1609.03193) have a symbol
+            for repetition to the same end.
 
     Raises:
         TypeError: ``texts`` is one string, or holds something else than strings; so for ``symbols``.
@@ -61,6 +74,9 @@ def train_character_tokenizer(
     checked = _checked(texts)
     spelled = [re.sub(any_symbol, "", text) for text in checked] if symbols else checked
     alphabet = _alphabet(spelled, normalizer) | ({WORD_BOUNDARY} if word_boundary else set())
+    if doubled_letters:
+        symbols = [*symbols, *_doubled_letters(spelled, normalizer)]
+        any_symbol = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *sorted(alphabet), *symbols])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizer
@@ -152,6 +168,12 @@ def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> set[str]:
     if not alphabet - {WORD_BOUNDARY}:
         raise ValueError(f"There is nothing to learn from: the {len(texts)} texts hold no characters.")
     return alphabet
+
+
+def _doubled_letters(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]:
+    """Of alphabets with capitals: a doubled Chinese character is two syllables."""
+    found = {m.group() for text in texts for m in re.finditer(r"([^\W\d_])\1", normalizer.normalize_str(text))}
+    return sorted(pair for pair in found if pair.lower() != pair.upper())
 
 
 def _as_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

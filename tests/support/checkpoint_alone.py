@@ -6,10 +6,10 @@ installed package does.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+
+from support.apart import run_apart
 
 
 class NoPackage:
@@ -23,16 +23,7 @@ class NoPackage:
 
 def examine_apart(audio: str | Path, folder: Path, scratch: Path) -> list[dict]:
     """What `examine` finds in a process without the package, of the checkpoint and of its copy, `scratch`/copy."""
-    output = subprocess.run(
-        [sys.executable, __file__, audio, folder, scratch / "copy"],
-        env=os.environ | {"HF_HOME": str(scratch / "home"), "HF_HUB_OFFLINE": "1"},
-        cwd=scratch,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    output = run_apart(Path(__file__), audio, folder, scratch / "copy", folder=scratch)
     assert output.returncode == 0, output.stderr
     return json.loads(output.stdout.splitlines()[-1])
 

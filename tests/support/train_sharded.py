@@ -1,4 +1,5 @@
-"""Train by a recipe with FSDP on CPUs: RECIPE OUTPUT PRECISION [STOP], under `accelerate launch` with fsdp.yaml.
+"""Train by a recipe with FSDP on CPUs, in sessions that end after STOP steps and one to the end:
+RECIPE OUTPUT PRECISION [STOP …], under `accelerate launch` with fsdp.yaml.
 
 Accelerate keeps FSDP for GPUs. Here it is told that its CPU processes are such; PyTorch itself shares models out on
 CPUs as well.
@@ -26,19 +27,21 @@ def sharding_accelerator(precision: str) -> Accelerator:
 
 
 if __name__ == "__main__":
-    recipe, output, precision, *stop = sys.argv[1:]
+    recipe, output, precision, *stops = sys.argv[1:]
     accelerator = sharding_accelerator(precision)
     template = Path(__file__).parents[2] / "model_cards" / "template.md"
-    result = train(
-        load_recipe(recipe),
-        output,
-        resume=not stop,  # the session that stops is the first
-        stop_after=int(stop[0]) if stop else None,
-        card_template=template.read_text(encoding="utf-8"),
-        accelerator=accelerator,
-    )
-    parameters = list(accelerator._models[0].parameters())
-    mine = sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters)
-    if accelerator.is_main_process:
-        print(f"finished {result.finished} after {result.step} steps, {mine:.2f} of the weights here")
+    for session, stop in enumerate([*map(int, stops), None]):
+        accelerator.free_memory()
+        result = train(
+            load_recipe(recipe),
+            output,
+            resume=session > 0,
+            stop_after=stop,
+            card_template=template.read_text(encoding="utf-8"),
+            accelerator=accelerator,
+        )
+        parameters = list(accelerator._models[0].parameters())
+        mine = sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters)
+        if accelerator.is_main_process:
+            print(f"finished {result.finished} after {result.step} steps, {mine:.2f} of the weights here")
     accelerator.end_training()

@@ -3,11 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.apart import run_apart
 from support.markdown_pages import ROOT, Page
 
 SOURCE = ROOT / "src"
@@ -51,11 +51,13 @@ class WorkedExample:
             AssertionError: they fail.
         """
         first = f"""\
+            import warnings
+            warnings.simplefilter("error")
             import hf_entmax_asr
             assert hf_entmax_asr.__file__.startswith({str(source)!r}), hf_entmax_asr.__file__
             """
         (folder / "example.py").write_text(textwrap.dedent(first) + self.program, encoding="utf-8")
-        done = _run([sys.executable, "-W", "error", "example.py"], folder, {"PYTHONPATH": str(source)})
+        done = run_apart(folder / "example.py", folder=folder, search=source)
         assert done.returncode == 0, f"{self.page.name}, example {self.name!r}: {done.stderr}"
         return done.stdout
 

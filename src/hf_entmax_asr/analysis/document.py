@@ -20,6 +20,7 @@ from hf_entmax_asr.analysis.document_checks import misfits
 from hf_entmax_asr.analysis.phoneme_attention import Role
 from hf_entmax_asr.analysis.typed_json import LEFT_OUT, MalformedError, from_json, to_json
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.input_files import read_text
 
 VERSION = 1
 
@@ -339,7 +340,7 @@ def load_analysis(path: Path) -> AnalysisDocument:
         DocumentError: the file is missing, is no JSON or no analysis; see `AnalysisDocument.from_dict`.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(read_text(path), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise DocumentError(f"{path} is no analysis that can be read: {error}") from error
     return AnalysisDocument.from_dict(value, str(path))

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_entmax_asr.input_files import InputFileError, check_regular
+
 SILENCE = "SIL"
 # ARPAbet by place of articulation from the lips to the glottis, then vowels from front to back. W is labial and velar.
 ARTICULATION = {
@@ -218,6 +220,7 @@ def read_textgrid(path: str | Path, tier: str | None = None) -> list[Interval]:
 # Praat reads quoted strings, numbers and flags that stand free, and passes over everything else, "intervals [1]:" too.
 _TOKEN = re.compile(
     r'"(?P<text>(?:[^"]|"")*)"|(?P<flag><\w+>)|(?<!\S)(?P<number>[+-]?\d[\d.]*(?:[eE][+-]?\d+)?)|![^\n]*'
+    r"|(?<== )(?P<wrong>[^\s\"<!]\S*)"  # what stands for a value and is none, as "xmin = nan"
 )
 
 
@@ -271,7 +274,7 @@ class _Tokens:
 
     def count(self) -> int:
         number = self.number()
-        if not 0 <= number <= len(self.whole):  # more there cannot be
+        if not 0 <= number <= len(self.whole) or number != int(number):  # more there cannot be
             raise LabelError(f"{self.path} announces {number:g} of something; it has {len(self.whole)} characters.")
         return int(number)
 
@@ -299,6 +302,10 @@ def _in_order(intervals: list[Interval], where: str) -> list[Interval]:
 
 
 def _text(path: Path) -> str:
+    try:
+        check_regular(path)
+    except InputFileError as error:
+        raise LabelError(str(error)) from error
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]

@@ -94,6 +94,9 @@ def ffmpeg_blocks(file: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
         import av
     except ImportError as error:
         raise ImportError("this kind of audio is decoded by PyAV: pip install av") from error
+    if not file.read(1):  # in which PyAV would seek before the beginning
+        raise ValueError("the file is empty")
+    file.seek(0)
     rate = total = 0
     try:
         with av.open(file, mode="r") as container:

@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+from hf_entmax_asr.input_files import InputFileError, check_regular
 
 CSV, JSONL = "metadata.csv", "metadata.jsonl"
 NAME_COLUMN = "file_name"
@@ -27,7 +30,7 @@ class Entry(NamedTuple):
 
 def find_metadata(folder: Path) -> Path | None:
     """The list in a folder, None without one; MetadataError where there are two."""
-    found = [folder / name for name in (CSV, JSONL) if (folder / name).is_file()]
+    found = [folder / name for name in (CSV, JSONL) if os.path.lexists(folder / name)]
     if len(found) > 1:
         raise MetadataError(f"{folder} has both {CSV} and {JSONL}: keep one of them")
     return found[0] if found else None
@@ -70,6 +73,10 @@ def read_metadata(file: Path, text_column: str | None = None) -> list[Entry]:
 
 def _decoded(file: Path) -> str:
     """The text of a file in UTF-8, with or without a mark at its beginning."""
+    try:
+        check_regular(file)
+    except InputFileError as error:
+        raise MetadataError(str(error)) from error
     content = file.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise MetadataError(f"{file} is UTF-16; convert it: iconv -f utf-16 -t utf-8 OLD > NEW")

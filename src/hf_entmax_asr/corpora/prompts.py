@@ -9,6 +9,7 @@ a fault has learned these recordings, not English.
 
 import csv
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -26,6 +27,7 @@ from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import sentences
 from hf_entmax_asr.corpora.folder import load_folder
 from hf_entmax_asr.corpora.sentences import draw_splits
+from hf_entmax_asr.input_files import read_json
 
 SAMPLING_RATE = 16_000
 SPEECH_BELOW_PEAK_DB = 40.0  # a 10 ms window belongs to the word when it is at most this far below the loudest one
@@ -221,17 +223,32 @@ def write_compositions(
 
 
 def read_word_times(root: str | Path) -> dict[str, dict[str, list[WordTime]]]:
-    """Read the word times of a corpus that `write_compositions` wrote: split -> id (as in `load_folder`) -> words."""
+    """Read the word times of a corpus that `write_compositions` wrote: split -> id (as in `load_folder`) -> words.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file is damaged.
+    """
     files = sorted(Path(root).glob("*/word_times.json"))
     if not files:
         raise FileNotFoundError(f"no word_times.json in the folders of {root}: write_compositions makes them")
-    return {
-        file.parent.name: {
-            identity: [WordTime(*word) for word in words]
-            for identity, words in json.loads(file.read_text(encoding="utf-8")).items()
-        }
-        for file in files
-    }
+    return {file.parent.name: _word_times(file) for file in files}
+
+
+def _word_times(file: Path) -> dict[str, list[WordTime]]:
+    """ValueError where it is not a list of words with finite times, in order, for each id."""
+    tree, found = read_json(file), {}
+    for identity, words in tree.items() if isinstance(tree, dict) else [("the file", tree)]:
+        try:
+            times = [WordTime(*word) for word in words]
+            good = all(isinstance(w.word, str) and 0 <= w.start_s <= w.end_s < math.inf for w in times)
+            good &= all(a.start_s <= b.start_s for a, b in itertools.pairwise(times))
+        except TypeError:
+            good = False
+        if not good or not isinstance(tree, dict):
+            raise ValueError(f"{file}: {identity} is no list of [word, start, end] in seconds, in order")
+        found[identity] = times
+    return found
 
 
 def _clips(corpus_root: str | Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from .normalization import (
     Normalizer,
     RunningMaximum,
     RunningMoments,
+    is_steady,
     scaled_log_mel,
     unchanged,
 )
@@ -33,6 +34,7 @@ PREEMPHASIS = 0.97
 LOWEST_FREQUENCY_HZ = 20
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # where Kaldi cuts off before the logarithm
 SILENT = math.log(MEL_FLOOR) + 1e-3  # a bin of digital zeros is no higher
+SILENT_LOG_MEL = -10.0  # of Whisper's log10
 LATEST_VERSION = 2
 FAINTER = math.log(1e4)  # 40 dB: in frames so much below the loudest, no speech is heard beside it
 CLICK_FRAMES = 5  # louder ones than these may be a click; 50 ms of speech are not
@@ -100,7 +102,9 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         version: 2 takes ``cmvn`` statistics over the frames in which something sounds (at most 40 dB below the loudest
             of the recording), and nothing lies more than 4 standard deviations below the mean: silence before, within
             or behind speech, be it digital zeros or faint noise, changes nothing in the frames of the speech. 1 takes
-            them over all frames, without bound; extractors that were saved without a version have it.
+            them over all frames, without bound; extractors that were saved without a version have it. A recording
+            that is one steady sound (see `is_steady`) becomes silence in version 2, where ``cmvn`` or ``maximum`` is
+            the utterance's and ``min_seconds`` 0.
         maximum: what Whisper's features are scaled by: the "utterance"'s, as Whisper does, or the "running" one, of
             the frames up to each (see `RunningMaximum`), which is the rule of streaming.
 
@@ -285,6 +289,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
             ValueError: ``cmvn`` needs stored statistics and there are none.
         """
         if self.kind == "whisper" and self.maximum == "utterance":
+            if self.version > 1 and not self.min_seconds and is_steady(features):
+                features = torch.full_like(features, SILENT_LOG_MEL)
             return scaled_log_mel(features, features.max())
         if self.cmvn != "utterance":
             return self.normalizer()(features)
@@ -301,6 +307,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         """Which frames of a recording statistics are taken over: (T, F) before normalisation -> (T,)."""
         if self.version == 1:
             return torch.ones(features.shape[0], dtype=torch.bool)
+        if is_steady(features):
+            return torch.zeros(features.shape[0], dtype=torch.bool)
         energy = features.logsumexp(dim=1)  # (T,) log of the power of all bins
         loud = energy.topk(min(CLICK_FRAMES, len(energy))).values[-1]
         return (energy > loud - FAINTER) & (features > SILENT).any(dim=1)

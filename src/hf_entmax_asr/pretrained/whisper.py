@@ -6,13 +6,11 @@ Radford et al. 2022, arXiv 2212.04356.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -24,13 +22,18 @@ from transformers import (
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
+from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
+from hf_entmax_asr.error_messages import in_one_line
+from hf_entmax_asr.input_files import InputFileError, check_fractions, check_model_folder, read_json
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.layers import sinusoidal_positions
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.model.prompts import prompt_ids
+
+T = TypeVar("T")
 
 EXACT_POSITIONS = 1e-6  # a table that differs from the sinusoids by more is kept as it is
 WINDOW_SECONDS = 30.0  # what Whisper was trained on: without training on shorter windows it repeats itself in them
@@ -63,6 +66,7 @@ KEPT_GENERATION_FIELDS = (
     "no_timestamps_token_id",
     "alignment_heads",
 )
+WHISPERS_FEATURES = {"sampling_rate": 16000, "n_fft": 400, "hop_length": 160}  # what `kind="whisper"` computes
 WINDOW_COPIES = {"window_q_proj": "q_proj", "window_k_proj": "k_proj"}
 
 
@@ -180,29 +184,110 @@ def text_tokenizer(whisper: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
 
 
 def _load(name: str) -> tuple[WhisperConfig, WhisperForConditionalGeneration, GenerationConfig]:
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, HfHubHTTPError, StrictDataclassError) as error:
-        raise NotWhisperError(f"{name} holds no configuration that transformers knows: {error}") from error
+    _check_files(name)
+    no_config = f"{name} holds no configuration that transformers knows"
+    config = _read(no_config, name, CONFIG_NAME, lambda: AutoConfig.from_pretrained(name))
     if not isinstance(config, WhisperConfig):
         raise NotWhisperError(f"{name} is a {config.model_type!r} checkpoint, not a 'whisper' one.")
-    try:
-        loaded: Any = WhisperForConditionalGeneration.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise NotWhisperError(f"the weights of {name} cannot be read: {error}") from error
+    generation = _read(
+        f"the generation settings of {name} cannot be read",
+        name,
+        GENERATION_CONFIG_NAME,
+        lambda: _read_generation(name),
+    )
+    loaded: Any = _read(
+        f"the weights of {name} cannot be read",
+        name,
+        f"{SAFE_WEIGHTS_NAME} for {CONFIG_NAME}",
+        lambda: WhisperForConditionalGeneration.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        ),
+    )
     model, report = loaded
     if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):
-        raise NotWhisperError(f"{name} lacks {len(missing)} weights of a Whisper: {', '.join(missing[:5])} …")
-    return config, model, model.generation_config
+        raise NotWhisperError(
+            f"{_file(name, SAFE_WEIGHTS_NAME)} lacks {len(missing)} weights of a Whisper of its {CONFIG_NAME}: "
+            f"{', '.join(missing[:5])} …"
+        )
+    if sizes := sorted(found if isinstance(found, str) else found[0] for found in report["mismatched_keys"]):
+        raise NotWhisperError(
+            f"{_file(name, SAFE_WEIGHTS_NAME)} has other sizes than its {CONFIG_NAME} says: {', '.join(sizes[:5])}"
+        )
+    for parameter, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise NotWhisperError(f"{_file(name, SAFE_WEIGHTS_NAME)}: {parameter} holds NaN or infinite numbers")
+    generation = generation or model.generation_config
+    _check_generation(name, generation, config.vocab_size)
+    return config, model, generation
+
+
+def _check_generation(name: str, generation: GenerationConfig, vocabulary: int) -> None:
+    """NotWhisperError where what is kept of the generation settings names other things than tokens of the model."""
+
+    def is_token(value: Any) -> bool:
+        return type(value) is int and 0 <= value < vocabulary
+
+    for key in KEPT_GENERATION_FIELDS:
+        value = getattr(generation, key, None)
+        if value is None:
+            continue
+        if key == "is_multilingual":
+            good = type(value) is bool
+        elif key == "no_timestamps_token_id":
+            good = is_token(value)
+        elif key in ("lang_to_id", "task_to_id"):
+            good = isinstance(value, dict) and all(map(is_token, value.values()))
+        else:
+            good = isinstance(value, list) and (key == "alignment_heads" or all(map(is_token, value)))
+        if not good:
+            raise NotWhisperError(
+                f"{_file(name, GENERATION_CONFIG_NAME)}: {key} is {str(value)[:80]!r}, not what a Whisper of "
+                f"{vocabulary} tokens has there"
+            )
+
+
+def _check_files(name: str) -> None:
+    """NotWhisperError where a file of a folder is no regular one, cannot be parsed, or asks for other features."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return  # of the Hub, which transformers fetches
+    try:
+        check_model_folder(folder)
+        features = folder / FEATURE_EXTRACTOR_NAME
+        settings = read_json(features) if features.exists() else {}
+    except (OSError, InputFileError) as error:
+        raise NotWhisperError(f"{name} is no Whisper checkpoint, or a damaged one: {error}") from error
+    try:
+        for file in folder.glob("model*.safetensors"):
+            check_fractions(file)
+    except InputFileError as error:
+        raise NotWhisperError(f"the weights of {name} cannot be read: {error}") from error
+    for key, value in WHISPERS_FEATURES.items():
+        if settings.get(key, value) != value:
+            raise NotWhisperError(f"{features}: {key} is {settings[key]!r}; the features of a Whisper have {value}")
+
+
+def _read(problem: str, name: str, file: str, read: Callable[[], T]) -> T:
+    """What `read` makes of a file of the checkpoint; a damaged one can raise anything."""
+    try:
+        return read()
+    except Exception as error:
+        raise NotWhisperError(f"{problem}: {_file(name, file)}: {in_one_line(error)}") from error
+
+
+def _file(name: str, file: str) -> str:
+    return f"{name}/{file}"
+
+
+def _read_generation(name: str) -> GenerationConfig | None:
+    """What a folder says of generation; None where it says nothing, and the model knows."""
+    if Path(name).is_dir() and not (Path(name) / GENERATION_CONFIG_NAME).exists():
+        return None
+    return GenerationConfig.from_pretrained(name) if Path(name).is_dir() else None
 
 
 def _load_tokenizer(name: str, config: WhisperConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise NotWhisperError(f"{name} has no tokenizer: {error}") from error
+    tokenizer = _read(f"{name} has no tokenizer", name, "tokenizer.json", lambda: AutoTokenizer.from_pretrained(name))
     if len(tokenizer) > config.vocab_size:
         raise NotWhisperError(
             f"the tokenizer of {name} has {len(tokenizer)} tokens, its model {config.vocab_size}: they do not belong "

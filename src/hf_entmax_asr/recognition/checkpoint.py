@@ -1,16 +1,18 @@
 """A recogniser out of a folder or a Hub repository: loaded whole, its parts belonging together, or refused."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
+from hf_entmax_asr.error_messages import in_one_line
+from hf_entmax_asr.input_files import InputFileError, check_fractions, check_model_folder
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from hf_entmax_asr.model.modeling_entmax_asr_baselines import recogniser_class
@@ -21,6 +23,11 @@ T = TypeVar("T")
 
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer.json"
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+_SWITCHES = (
+    *("do_sample", "use_cache", "renormalize_logits", "return_dict_in_generate", "remove_invalid_values"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "is_multilingual"),
+)
+_OR_BESIDE = " (or tokenizer_config.json beside it)"  # of which transformers does not say where a fault stands
 _NAMES_SHOWN = 3
 
 
@@ -39,6 +46,7 @@ def load_recogniser(
             file.
     """
     folder = _folder_of(checkpoint)
+    _check_files(folder)
     config = _read(folder, CONFIG_NAME, lambda: _read_config(folder))
     if isinstance(config, EntmaxAsrBaselineConfig) and not any_system:
         raise CheckpointError(
@@ -97,14 +105,18 @@ def _check_tokenizer(config: EntmaxAsrConfig, tokenizer: Any, refuse: Callable[[
     """The tokens that the model speaks of are there, and texts can be made of them."""
     ids = tokenizer.get_vocab().values()
     if not ids or min(ids) < 0 or max(ids) >= config.vocab_size:
-        refuse(TOKENIZER, f"its ids reach {max(ids, default=None)}, and the model knows {config.vocab_size} tokens")
+        reach = f"its ids reach {max(ids, default=None)}, and the model knows {config.vocab_size} tokens"
+        refuse(TOKENIZER, f"{reach}{_OR_BESIDE}")
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     spells_all = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()  # in bytes, as Whisper's
     for name in ("pad_token_id", "eos_token_id", *(() if spells_all else ("unk_token_id",))):
         if getattr(tokenizer, name) is None:
-            refuse(TOKENIZER, f"it has no {name.removesuffix('_id')}, which the model needs")
+            refuse(TOKENIZER, f"it has no {name.removesuffix('_id')}, which the model needs{_OR_BESIDE}")
     if tokenizer.eos_token_id not in ids_of(config.eos_token_id):
-        refuse(TOKENIZER, f"its end token is {tokenizer.eos_token_id}, and the model ends with {config.eos_token_id}")
+        refuse(
+            TOKENIZER,
+            f"its end token is {tokenizer.eos_token_id}, and the model ends with {config.eos_token_id}{_OR_BESIDE}",
+        )
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.decoder is None:
         refuse(TOKENIZER, "it has no decoder, so that no text can be made of tokens")
@@ -125,6 +137,10 @@ def _check_generation(settings: GenerationConfig, vocabulary: int, refuse: Calla
         value = getattr(settings, name, None)
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             refuse(GENERATION_CONFIG_NAME, f"{name} is {value!r}; it must be a finite number")
+    for name in _SWITCHES:
+        value = getattr(settings, name, None)
+        if value is not None and type(value) is not bool:
+            refuse(GENERATION_CONFIG_NAME, f"{name} is {value!r}; it must be true or false")
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if wrong := [i for i in ids_of(getattr(settings, name, None)) if not _is_token(i, vocabulary)]:
             refuse(GENERATION_CONFIG_NAME, f"{name} holds {wrong[0]!r}, and the model knows {vocabulary} tokens")
@@ -157,6 +173,16 @@ def _folder_of(checkpoint: str | Path) -> Path:
         ) from error
 
 
+def _check_files(folder: Path) -> None:
+    """CheckpointError where a file is no regular one or cannot be parsed: its readers would wait, or leave it out."""
+    if not os.path.lexists(folder / CONFIG_NAME):
+        raise CheckpointError(f"{folder} is not a checkpoint of hf_entmax_asr: it has no {CONFIG_NAME}")
+    try:
+        check_model_folder(folder)
+    except (OSError, InputFileError) as error:
+        raise CheckpointError(f"{folder} is not a checkpoint of hf_entmax_asr, or is damaged: {error}") from error
+
+
 def _read(folder: Path, file: str, read: Callable[[], T]) -> T:
     """What `read` makes of `file`; a file out of a damaged checkpoint can raise anything."""
     try:
@@ -164,11 +190,11 @@ def _read(folder: Path, file: str, read: Callable[[], T]) -> T:
     except CheckpointError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
         if not any(folder.glob(f"{Path(file).stem}*")):
             raise CheckpointError(f"{folder} is not a checkpoint of hf_entmax_asr: it has no {file}") from error
+        where = f"{folder / file}{_OR_BESIDE if file == TOKENIZER else ''}"
         raise CheckpointError(
-            f"{folder} is not a checkpoint of hf_entmax_asr, or is damaged: {folder / file}: {said}"
+            f"{folder} is not a checkpoint of hf_entmax_asr, or is damaged: {where}: {in_one_line(error)}"
         ) from error
 
 
@@ -189,12 +215,11 @@ def _read_processor(folder: Path) -> EntmaxAsrProcessor:
 def _load_weights(folder: Path, checkpoint: str, config: EntmaxAsrConfig) -> Any:
     """The model with its weights, each of them read and none made up."""
     quantized = getattr(config, "quantization_config", None) is not None
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                kind = tensors.get_slice(name).get_dtype()
-                if not kind.startswith(("F", "BF")) and not quantized:
-                    raise CheckpointError(f"{file}: {name} holds numbers of type {kind}; weights are fractions")
+    for file in folder.glob("model*.safetensors") if not quantized else ():
+        try:
+            check_fractions(file)
+        except InputFileError as error:
+            raise CheckpointError(str(error)) from error
     loaded: Any = recogniser_class(config).from_pretrained(
         checkpoint, config=config, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -207,7 +232,8 @@ def _load_weights(folder: Path, checkpoint: str, config: EntmaxAsrConfig) -> Any
         if names := sorted(name if isinstance(name, str) else name[0] for name in found[kind]):
             more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
-            raise CheckpointError(f"{folder / SAFE_WEIGHTS_NAME} {what} {shown}{more}")
+            of_it = f" of the model of {CONFIG_NAME}" if kind == "missing_keys" else ""
+            raise CheckpointError(f"{folder / SAFE_WEIGHTS_NAME} {what} {shown}{more}{of_it}")
     return model
 
 

@@ -8,13 +8,15 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hf_entmax_asr.analysis.phonemes import Interval
+from hf_entmax_asr.analysis.phonemes import Interval, read_ctm
 from hf_entmax_asr.analysis.word_ends import align_words
+from hf_entmax_asr.corpora.prompts import read_word_times
 from hf_entmax_asr.model.times import token_times
 from hf_entmax_asr.model.words import WORD, spelled_pieces, text_mask, timed_texts
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
@@ -38,6 +40,22 @@ class TimeErrors:
             median, most = 1000 * np.quantile(np.abs(errors), (0.5, 0.9))
             parts.append(f"{name} median {median:.0f} ms, 90 % within {most:.0f} ms")
         return f"{'; '.join(parts)}; {len(self.starts):,} of {self.reference_words:,} words recognised right"
+
+
+def true_words(data: str | Path, split: str, ctm: str | Path | None = None) -> dict[str, list[Interval]]:
+    """Words with their true times, by utterance: of a CTM file, or of a corpus that `write_compositions` wrote.
+
+    Raises:
+        LabelError: what `read_ctm` finds in the file.
+        FileNotFoundError: the corpus has no word times.
+        DataError: its split has none.
+    """
+    if ctm is not None:
+        return read_ctm(ctm)
+    known = read_word_times(data)
+    if split not in known:
+        raise DataError(f"there is no {Path(data) / split / 'word_times.json'}: name a CTM file of the words instead")
+    return {name: [Interval(start, end, word) for word, start, end in words] for name, words in known[split].items()}
 
 
 def plain(word: str) -> str:

@@ -19,6 +19,7 @@ from hf_entmax_asr.analysis.word_alignment import label_ends
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import CORPORA, read_corpus
+from hf_entmax_asr.error_messages import in_one_line
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
@@ -233,6 +234,7 @@ def _tokenizer(section: TokenizerSection, texts: list[str]) -> Any:
         word_boundary=section.word_boundary,
         nfkc=section.nfkc,
         symbols=section.symbols,
+        doubled_letters=section.doubled_letters,
     )
 
 
@@ -394,6 +396,6 @@ def load_start(recipe: Recipe) -> tuple[Any, EntmaxAsrProcessor]:
         changed = type(model).from_pretrained(start, config=config)
     except (RuntimeError, ValueError, StrictDataclassError) as error:
         named = ", ".join(f"model.{key}: {value!r}" for key, value in changes.items())
-        raise RecipeError(f"start_from: {start} does not go with {named}: {error}") from error
+        raise RecipeError(f"start_from: {start} does not go with {named}: {in_one_line(error)}") from error
     logger.info("differs from %s: %s", start, ", ".join(changes))
     return changed, processor

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_entmax_asr.corpora import CORPORA
+from hf_entmax_asr.error_messages import in_one_line
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
@@ -30,6 +31,7 @@ class TokenizerSection:
     word_boundary: bool = True  # characters only: false drops spaces, for Chinese
     nfkc: bool = False  # Unicode NFKC first: full-width Latin letters become ASCII
     symbols: tuple[str, ...] = ()  # characters only: strings that are one token each, such as marks of noises
+    doubled_letters: bool = False  # characters only: "ll" is one token
     path: str | None = None
     train_anew: bool = False  # with start_from: train one on the texts, in place of the checkpoint's
 
@@ -233,7 +235,7 @@ def recipe_from_dict(tree: dict[str, Any]) -> Recipe:
         try:
             check(**settings)
         except (TypeError, ValueError, StrictDataclassError) as error:
-            raise RecipeError(f"the section {section!r} of the recipe: {error}") from error
+            raise RecipeError(f"the section {section!r} of the recipe: {in_one_line(error)}") from error
     return recipe
 
 
@@ -340,7 +342,6 @@ _POSITIVE = (
     "schedule.max_minutes",
     "evaluation.every_minutes",
 )
-
 _LARGEST_POSITIVE = 10_000_000
 
 
@@ -362,10 +363,8 @@ def _check_values(recipe: Recipe) -> None:
     if recipe.data.prepared is not None and recipe.tokenizer.path is not None:
         raise RecipeError("data.prepared and tokenizer.path both name a tokenizer; set one of them")
     if recipe.data.max_duration <= recipe.data.min_duration:
-        raise RecipeError(
-            f"data.max_duration ({recipe.data.max_duration} s) must be above data.min_duration "
-            f"({recipe.data.min_duration} s)"
-        )
+        durations = f"data.max_duration ({recipe.data.max_duration} s) must be above data.min_duration"
+        raise RecipeError(f"{durations} ({recipe.data.min_duration} s)")
     if recipe.evaluation.analyze_every_steps is not None and recipe.data.validation_split is None:
         raise RecipeError(
             f"evaluation.analyze_every_steps is {recipe.evaluation.analyze_every_steps} and data.validation_split is "

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.error_messages import described
+from hf_entmax_asr.input_files import InputFileError, check_regular
 from hf_entmax_asr.metrics import Scores
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 
@@ -115,21 +118,26 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: another line is damaged.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
+    try:
+        check_regular(path)
+    except (OSError, InputFileError) as error:
+        raise CheckpointError(described(error)) from error
     records = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if type(record["step"]) is not int:
+            numbers = [n for key in ("alpha", "gate") for row in record.get(key, {}).values() for n in row]
+            if type(record["step"]) is not int or not all(type(number) in (int, float) for number in numbers):
                 raise TypeError
             records.append(record)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
                 raise CheckpointError(
-                    f"{path}, line {number}: not a JSON object with a step. Remove the line, or the file, which only "
-                    "pictures of the training need"
+                    f"{path}, line {number}: not a JSON object with a step, and numbers under alpha and gate. Remove "
+                    "the line, or the file, which only pictures of the training need"
                 ) from None
     return records
 

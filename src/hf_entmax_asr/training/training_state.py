@@ -6,6 +6,7 @@ Everything is checked before it is used: an optimizer that trusts tensors of oth
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.input_files import check_regular, read_json
 from hf_entmax_asr.recognition.checkpoint import CheckpointError
 from hf_entmax_asr.training.scored_model import sharded_like, unsharded
 
@@ -85,7 +87,7 @@ def read_training_state(checkpoint: Path) -> TrainingState:
     """
     file = checkpoint / STATE_FOLDER / "state.json"
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = read_json(file)
         for name in ("scores", "tolerances"):  # JSON has no numbers as keys
             fields[name] = {int(step): value for step, value in fields.get(name, {}).items()}
         state = TrainingState(**fields)
@@ -119,6 +121,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         CheckpointError: it is missing or damaged, or holds fractions that are not finite.
     """
     try:
+        check_regular(file)
         tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -138,7 +141,7 @@ def load_trained_weights(checkpoint: Path, model: torch.nn.Module) -> None:
         CheckpointError: they are another model's, or damaged.
     """
     file = checkpoint / STATE_FOLDER / _TRAINED_WEIGHTS
-    if not file.is_file():
+    if not os.path.lexists(file):
         return
     tensors, parameters = _read_tensors(file)[0], dict(model.named_parameters())
     if {n: (t.shape, t.dtype) for n, t in tensors.items()} != {n: (p.shape, p.dtype) for n, p in parameters.items()}:
@@ -162,7 +165,10 @@ def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.op
     parameters = dict(_optimized(model, optimizer))
     unknown, missing = sorted(saved.keys() - parameters.keys()), sorted(parameters.keys() - saved.keys())
     # A parameter that never had a gradient has no state; files of before this was written down do not say which.
-    expected = json.loads(metadata[_STATELESS]) if _STATELESS in metadata else missing
+    try:
+        expected = json.loads(metadata[_STATELESS]) if _STATELESS in metadata else missing
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {_STATELESS!r} of its metadata is not JSON: {error}") from error
     if unknown or missing != expected or (saved and len(missing) == len(parameters)):
         raise CheckpointError(
             f"{file}: the optimizer state belongs to another model: it has {unknown[:5]}, lacks {missing[:5]}"
@@ -188,6 +194,8 @@ def _check_parts(where: str, parts: Mapping[str, torch.Tensor], parameter: torch
                 f"{where}/{part} is of shape {tuple(tensor.shape)} and type {tensor.dtype}; it must be fractions of "
                 f"shape {tuple(shape)}"
             )
+        if part != "step" and tensor.dtype != parameter.dtype:
+            raise CheckpointError(f"{where}/{part} is of type {tensor.dtype}; it must be {parameter.dtype}")
         if part != "exp_avg" and tensor.numel() and tensor.min() < 0:
             raise CheckpointError(f"{where}/{part} holds numbers below 0")
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from hf_entmax_asr.error_messages import described
+from hf_entmax_asr.error_messages import described, in_one_line
+from hf_entmax_asr.input_files import InputFileError, check_regular
 
 
 class RecipeError(ValueError):
@@ -57,18 +58,19 @@ def read_tree(file: Path, overrides: typing.Sequence[str] = ()) -> dict[str, Any
     Raises:
         RecipeError: the file is missing or malformed, or an override is.
     """
-    if not file.is_file():
+    if not file.exists():
         raise RecipeError(f"there is no recipe at {file}; scripts/recipes/ has some to start from")
     try:
+        check_regular(file)
         if file.stat().st_size > LARGEST_RECIPE:
             raise RecipeError(f"{file} has {file.stat().st_size:,} bytes; a recipe has at most {LARGEST_RECIPE:,}")
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except RecipeError:
         raise
-    except OSError as error:
+    except (OSError, InputFileError) as error:
         raise RecipeError(described(error)) from error
     except _NOT_YAML as error:
-        raise RecipeError(f"{file} is not valid YAML: {error}") from error
+        raise RecipeError(f"{file} is not valid YAML: {in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{file} must hold a mapping of sections, not a {type(tree).__name__}")
     for override in overrides:
@@ -83,7 +85,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from error
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {in_one_line(error)}") from error
     *sections, leaf = key.strip().split(".")
     for section in sections:
         if not isinstance(tree.setdefault(section, {}), dict):
