@@ -12,19 +12,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.error_messages import reports_errors
-from hf_entmax_asr.export.folder import FORMATS, check_export, export_recogniser
-from hf_entmax_asr.recognition.checkpoint import load_recogniser
+from program_options import EXPORT_FORMATS
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub repository")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the graphs; must not exist")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="of the graphs (onnx)")
+    parser.add_argument("--format", choices=EXPORT_FORMATS, default="onnx", help="of the graphs (onnx)")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.export.folder import FORMATS, check_export, export_recogniser
+from hf_entmax_asr.recognition.checkpoint import load_recogniser
 
 
 @reports_errors("export.py")

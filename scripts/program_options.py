@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+EXPORT_FORMATS = ("onnx", "torch")
 TRANSCRIPT_FORMS = ("txt", "json", "srt", "vtt", "ctm")
 LANGUAGE_MODEL_UNITS = ("word", "character")
 UNKNOWN_WORDS = 10_000_000

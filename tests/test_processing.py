@@ -1,5 +1,6 @@
 """The processor: audio and text to model inputs, and a saved copy that needs neither the package nor a prompt."""
 
+import io
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.corpora import load_folder
+from hf_entmax_asr.model import pipeline_entmax_asr
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
 from hf_entmax_asr.model.processing_entmax_asr import EntmaxAsrProcessor
 from hf_entmax_asr.tokenization import train_character_tokenizer
@@ -200,3 +202,16 @@ def test_the_stock_pipeline_takes_the_rows_of_a_folder(transcribe, tmp_path):
     stream = load_folder(tmp_path, streaming=True, decode_audio=True)["train"]
     assert [row["text"] for row in stream] == [TEXT]
     assert list(transcribe((row["audio"] for row in stream), **OPTIONS)) == expected[1:]
+
+
+def test_the_package_s_pipeline_takes_rows_that_are_not_decoded(model, processor, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", SPEECH, RATE, subtype="FLOAT")
+    content = (tmp_path / "a.wav").read_bytes()
+    read = lambda given, rate: soundfile.read(io.BytesIO(given), dtype="float32")[0]  # noqa: E731
+    monkeypatch.setattr(pipeline_entmax_asr, "ffmpeg_read", read)  # which is not installed everywhere
+    recognise = pipeline_entmax_asr.EntmaxAsrPipeline(
+        model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
+    )
+    expected = recognise(SPEECH.copy(), **OPTIONS)
+    for row in ({"path": str(tmp_path / "a.wav"), "bytes": None}, {"path": "elsewhere", "bytes": content}):
+        assert recognise(row, **OPTIONS) == expected

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from hf_entmax_asr.corpora import CORPORA, text_rules
+from hf_entmax_asr.export import folder as export_folder
 from hf_entmax_asr.ngram_lm import scoring
 from hf_entmax_asr.recognition import transcript_forms
 from hf_entmax_asr.text import GENERAL_RULES
 from program_options import (
+    EXPORT_FORMATS,
     GENERAL_TEXT_RULES,
     LANGUAGE_MODEL_UNITS,
     TRANSCRIPT_FORMS,
@@ -81,5 +83,6 @@ def test_the_names_are_those_of_the_package():
     assert corpora_in_text() == tuple(CORPORA)
     assert tuple(rule.name for rule in GENERAL_RULES) == GENERAL_TEXT_RULES
     assert set(text_rules()) <= set(rule_names())
+    assert tuple(export_folder.FORMATS) == EXPORT_FORMATS
     assert TRANSCRIPT_FORMS == transcript_forms.FORMS
     assert (LANGUAGE_MODEL_UNITS, UNKNOWN_WORDS) == (scoring.UNITS, scoring.UNKNOWN_WORDS)
