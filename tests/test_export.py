@@ -114,8 +114,10 @@ def whisper(tmp_path_factory):
 
 
 def speech(*seconds: float) -> list[np.ndarray]:
+    """Noise that swells three times a second: one steady sound would be silence."""
     noise = np.random.default_rng(0)
-    return [(0.1 * noise.standard_normal(int(16000 * each))).astype(np.float32) for each in seconds]
+    times = [np.arange(int(16000 * each)) / 16000 for each in seconds]
+    return [(np.sin(3 * np.pi * t) ** 2 * noise.standard_normal(len(t))).astype(np.float32) / 10 for t in times]
 
 
 def test_onnxruntime_gives_the_ids_of_generate(whisper):

@@ -295,7 +295,7 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         if self.cmvn != "utterance":
             return self.normalizer()(features)
         heard = features[self._sounds(features)]  # (frames that sound, F)
-        if not len(heard):
+        if not len(heard) or (self.version > 1 and is_steady(features)):
             return torch.full_like(features, LOWEST)
         # float64, so that a bin which never moves has a variance of exactly 0.
         std, mean = torch.std_mean(heard.double(), dim=0, correction=0)
@@ -307,8 +307,6 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
         """Which frames of a recording statistics are taken over: (T, F) before normalisation -> (T,)."""
         if self.version == 1:
             return torch.ones(features.shape[0], dtype=torch.bool)
-        if is_steady(features):
-            return torch.zeros(features.shape[0], dtype=torch.bool)
         energy = features.logsumexp(dim=1)  # (T,) log of the power of all bins
         loud = energy.topk(min(CLICK_FRAMES, len(energy))).values[-1]
         return (energy > loud - FAINTER) & (features > SILENT).any(dim=1)

@@ -47,7 +47,6 @@ from hf_entmax_asr.training.recipe import (
 from hf_entmax_asr.training.training_state import STATE_FOLDER, TrainingState, read_training_state
 
 logger = logging.getLogger(__name__)
-
 RECIPE = "recipe.yaml"
 DENSER_THAN_TRAINING = 1.5  # tokens a second that a text may have, over the most in training
 _CMVN_UTTERANCES = 2000  # enough for global statistics: they settle after minutes of speech
