@@ -11,7 +11,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: demo
-demo: $(STAMP)  ## train a small recogniser on real speech (about 5 minutes on 2 cores) and show what it learned
+demo: $(STAMP)  ## train a small recogniser on real speech (5 to 10 minutes on 2 cores) and show what it learned
 	$(RUN) scripts/demo.py --output demo_output
 
 .PHONY: pretrained
