@@ -4,6 +4,7 @@ What starts Python anew imports these two for ten seconds; here one process does
 """
 
 import atexit
+import functools
 import multiprocessing
 import os
 import runpy
@@ -14,6 +15,7 @@ import traceback
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 _TIME_LIMIT_S = 300
 _SLOW_IMPORTS = [
@@ -36,10 +38,10 @@ class Ended:
 
 
 def run_apart(program: str | Path, *arguments: object, folder: Path, search: Path | None = None) -> Ended:
-    """Run Python code, or a file of it, in `folder`, where its standard output and error go to files.
+    """Run Python code, or a file of it, in `folder`.
 
     Args:
-        search: where imports look first; by default the folder of the file. It begins without any of the package.
+        search: where imports look first; by default the folder of the file.
     """
     _start()
     out, err = folder / f"{os.urandom(4).hex()}.out", folder / f"{os.urandom(4).hex()}.err"
@@ -56,23 +58,14 @@ def run_apart(program: str | Path, *arguments: object, folder: Path, search: Pat
     return ended
 
 
+@functools.cache
 def _start() -> None:
     """The process that is forked; it never writes into the user's cache."""
-    if getattr(_start, "done", False):
-        return
     home = tempfile.mkdtemp(prefix="apart-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    changed = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
     _CONTEXT.set_forkserver_preload(_SLOW_IMPORTS)
-    forkserver.ensure_running()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
-    _start.done = True
+    with mock.patch.dict(os.environ, {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}):
+        forkserver.ensure_running()
 
 
 def _run(
