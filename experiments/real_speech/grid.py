@@ -54,22 +54,27 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         default=list(CROSS_ATTENTIONS),
         help="(default: both)",
     )
+    parser.add_argument("--test-split", default="test", help="what is recognised at the end (default: %(default)s)")
+    add_cell_options(parser)
+    return parser.parse_args(words)
+
+
+def add_cell_options(parser: argparse.ArgumentParser) -> None:
+    """Seeds, budget and course of cells, of whatever these are."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="of training, a cell; by default the recipe's budget")
     budget.add_argument("--cpu-minutes", type=float, help="the same in processor time, whatever else the machine does")
     budget.add_argument("--steps", type=int, help="of training, a cell")
     parser.add_argument("--threads", type=int, default=2, help="of a cell, on the CPU (default: %(default)s)")
-    parser.add_argument("--test-split", default="test", help="what is recognised at the end (default: %(default)s)")
-    parser.add_argument("--num-beams", type=int, default=1, help="in that (default: 1, greedy)")
+    parser.add_argument("--num-beams", type=int, default=1, help="in recognition (default: 1, greedy)")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", action="extend", help="override recipe values"
     )
     parser.add_argument(
-        "--background", action="store_true", help="go on when the terminal closes; log to OUTPUT/grid.log"
+        "--background", action="store_true", help="go on when the terminal closes; log in OUTPUT/grid.log"
     )
     parser.add_argument("--table-only", action="store_true", help="run nothing: the table of what is there")
-    return parser.parse_args(words)
 
 
 def planned(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:

@@ -46,21 +46,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--size", choices=SIZES, default="small", help="of the models of II to V (default: small)")
     parser.add_argument("--systems", nargs="+", help="rows to run, by their keys (default: all of the table)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="of training, a cell; by default the recipe's budget")
-    budget.add_argument("--cpu-minutes", type=float, help="the same in processor time, whatever else the machine does")
-    budget.add_argument("--steps", type=int, help="of training, a cell")
-    parser.add_argument("--threads", type=int, default=2, help="of a cell, on the CPU (default: %(default)s)")
     parser.add_argument("--test-splits", nargs="+", default=["test"], help="what is recognised (default: test)")
-    parser.add_argument("--num-beams", type=int, default=1, help="in that (default: 1, greedy)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", action="extend", help="override recipe values"
-    )
-    parser.add_argument(
-        "--background", action="store_true", help="go on when the terminal closes; log in OUTPUT/grid.log"
-    )
-    parser.add_argument("--table-only", action="store_true", help="run nothing: the table of what is there")
+    grid.add_cell_options(parser)
     arguments = parser.parse_args(words)
     if arguments.table != "I" and arguments.systems:
         known = [row.system for row in TABLES[arguments.table].rows]
