@@ -51,8 +51,7 @@ check: $(STAMP)  ## ruff, mypy, import contracts
 clean:  ## remove the environment and what runs have written
 	rm -rf $(VENV) demo_output pretrained_output runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# Modules are compiled when they are first imported: most never are.
 $(STAMP): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e '.[train,plots,phonemes,wsj,test]'
+	$(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,plots,phonemes,wsj,test]'
 	@touch $@
