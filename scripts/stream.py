@@ -6,8 +6,9 @@
     arecord -q -f S16_LE -r 16000 -c 1 -t raw | python scripts/stream.py runs/mine/best - --pause-ms 600
 
 CHECKPOINT is a folder or a Hub repository of a model whose heads are monotonic. AUDIO is a file, or - for raw 16-bit
-mono samples, little-endian, at the sampling rate of the model. What is printed is never taken back; --tokens prints a
-line for each token instead, and --json one for each event. Figures of the session go to the error stream.
+mono samples, little-endian, at the sampling rate of the model. What is printed is never taken back, which with beams
+comes later; --tokens prints a line for each token instead, and --json one for each event, with what may still change.
+Figures of the session go to the error stream.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("audio", help="a file, or - for raw 16-bit samples on the standard input")
     parser.add_argument("--chunk-ms", type=float, default=640, help="audio that the encoder takes at a time")
     parser.add_argument("--left-chunks", type=int, default=-1, help="chunks before it that it reads (default: all)")
+    parser.add_argument("--num-beams", type=int, default=1, help="texts that are tried at a time (default: 1)")
     parser.add_argument("--pause-ms", type=float, help="a pause so long ends an utterance (default: one utterance)")
     parser.add_argument("--longest-seconds", type=float, default=25.0, help="of an utterance, with --pause-ms")
     parser.add_argument(
@@ -116,6 +118,7 @@ def main() -> int:
         processor,
         chunk_ms=arguments.chunk_ms,
         left_chunks=arguments.left_chunks,
+        num_beams=arguments.num_beams,
         pause_ms=arguments.pause_ms,
         longest_seconds=arguments.longest_seconds,
         language=arguments.language,

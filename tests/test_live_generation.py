@@ -90,17 +90,23 @@ def test_what_an_iterator_cannot_have_is_refused(asked, message):
 
 
 @pytest.mark.parametrize(
-    ("front_end", "reading"), [("conv2d", "single"), ("whisper", "window"), ("conv2d", "lookback")]
+    ("front_end", "reading", "beams"),
+    [
+        ("conv2d", "single", [1, 1, 1]),
+        ("whisper", "window", [1, 1, 1]),
+        ("conv2d", "lookback", [1, 1, 1]),
+        ("whisper", "single", [1, 3, 1]),
+    ],
 )
-def test_sessions_that_step_together_are_each_as_alone(front_end, reading):
+def test_sessions_that_step_together_are_each_as_alone(front_end, reading, beams):
     positions = {"conv2d": "rotary", "whisper": "learned"}[front_end]
     model, processor = recogniser(
         front_end, monotonic_chunk_size=READINGS[reading], encoder_map_groups=[2], encoder_positions=positions
     )
     audios = [speech(seconds, seed) for seed, seconds in enumerate((1.5, 0.5, 1.1))]
     options = {"chunk_ms": 160, "left_chunks": 2, "pause_ms": 300, "longest_seconds": 1.0}
-    alone = [stream(model, processor, audio, **options)[0] for audio in audios]
-    together = [model.stream(processor, **options) for _ in audios]
+    alone = [stream(model, processor, audio, num_beams=n, **options)[0] for audio, n in zip(audios, beams, strict=True)]
+    together = [model.stream(processor, num_beams=n, **options) for n in beams]
     events: list[list] = [[], [], []]
     sizes = np.random.default_rng(0).integers(0, 9000, (20, 3))
     for begin, end in zip(sizes.cumsum(0) - sizes, sizes.cumsum(0), strict=True):

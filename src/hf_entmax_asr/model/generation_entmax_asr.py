@@ -165,7 +165,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             processor: of this model.
             chunk_ms: audio that the encoder takes in at a time; a multiple of the time from position to position.
             left_chunks: chunks before it that a chunk reads in the encoder; -1: all. Bounded ones bound what is held.
-            num_beams: 1. A beam may change its mind about what was written.
+            num_beams: more than 1 searches as `generate` does, and commits text once all that can still win agree on it.
             pause_ms: a pause so long ends an utterance, and the next one begins anew; None: all audio is one utterance,
                 as in `generate`.
             longest_seconds: with `pause_ms`, an utterance is cut at the best place before it is longer than that.
@@ -174,11 +174,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a model that must hear the end before it can write, features that need it, impossible values.
         """
-        if num_beams != 1:
-            raise ValueError(
-                f"num_beams = {num_beams}: a session writes greedily, because beams change what they wrote. Set "
-                "num_beams=1, or use generate with encoder_chunk_size for the whole audio."
-            )
+        if num_beams < 1:
+            raise ValueError(f"num_beams = {num_beams} must be at least 1.")
         extractor = processor.feature_extractor
         position_ms = 1000 * extractor.seconds_per_frame * self.config.frames_per_position
         size = round(chunk_ms / position_ms)
@@ -191,7 +188,8 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             raise ValueError(f"left_chunks = {left_chunks} must be at least 0, or -1 for all.")
         rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
         prompt = self._spoken_prompt(language, task)
-        return StreamSession(self, processor, Chunks(size, left_chunks), pause_rule=rule, prompt=prompt)
+        chunks = Chunks(size, left_chunks)
+        return StreamSession(self, processor, chunks, pause_rule=rule, prompt=prompt, num_beams=num_beams)
 
     def _spoken_prompt(self, language: str | None, task: str | None) -> list[int]:
         """Tokens behind the start token for audio that comes in."""

@@ -1,8 +1,10 @@
-"""Greedy decoding by monotonic heads while audio comes in: a token is written once its heads have stopped.
+"""Greedy decoding by monotonic heads while audio comes in: a token is written once its heads have stopped. Beams:
+`live_beams.py`.
 
 Axes: B streams, H heads, S positions, U tokens, C width, D head width, V vocabulary.
 """
 
+import math
 from collections.abc import Generator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -48,23 +50,26 @@ def check_streamable(model: Any) -> None:
 
 
 class Step(NamedTuple):
-    """A token that the decoder of a stream has to read."""
+    """What the decoder of a stream has to read: the next token of each row of the writer."""
 
     writer: "TokenWriter"
-    token: int
+    tokens: list[int]
 
 
 class TokenWriter:
     """Tokens of one utterance, greedily, under a generation config (suppressed tokens and the like)."""
 
-    def __init__(self, model: Any, prompt: Sequence[int], settings: Any = None, limit: int | None = None):
+    def __init__(
+        self, model: Any, prompt: Sequence[int], settings: Any = None, limit: int | None = None, rows: int = 1
+    ):
         """prompt: tokens behind the start token, before the text; settings: a generation config, by default the
-        model's; limit: so many tokens are written at most, the end among them."""
+        model's; limit: so many tokens are written at most, the end among them; rows: texts that are tried at a time."""
         self.model = model
-        self.cache = make_cache(model.config)
+        self.rows = rows
+        self.cache = make_cache(model.config, num_beams=rows)
         self.held: list[Any] = list(self.cache.cross_attention_cache.layers)  # a `MonotonicLayer` each
         self.given = [model.config.decoder_start_token_id, *prompt]
-        self.sequence = list(self.given)
+        self.sequence = list(self.given)  # what is written, and at the end of the text its end
         self.positions = 0
         self._most_tokens = 0  # that a text of the audio so far can have (`max_tokens_per_position`)
         self.ended = False
@@ -72,7 +77,9 @@ class TokenWriter:
         self.read = 0  # tokens of the sequence that the decoder has read
         self._layers: list[MonotonicAttention] = [layer.encoder_attn for layer in model.get_decoder().layers]
         self.active = [layer.active_heads().tolist() for layer in self._layers]
-        self.limit = limit
+        self._longest = math.inf if limit is None else len(self.given) + limit  # tokens of the sequence
+        if model.config.decoder_positions == "learned":
+            self._longest = min(self._longest, model.config.max_target_positions)
         settings = model.generation_config if settings is None else settings
         ends = settings.eos_token_id if settings.eos_token_id is not None else model.config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or ())
@@ -89,24 +96,28 @@ class TokenWriter:
         self.positions += states.shape[1]
         self._more = more
         self._most_tokens = int(tokens_of_frames(self.model.config, torch.tensor(sounding)))
-        states = states.to(next(self.model.get_decoder().parameters()).dtype)
+        states = states.to(next(self.model.get_decoder().parameters()).dtype).expand(self.rows, -1, -1)
         for layer, held in zip(self._layers, self.held, strict=True):
             layer.take_in(states, held, more)
             if held.progress is not None:  # heads that do not count may have been sent beyond the end
                 held.progress = held.progress.clamp(max=max(0, self.positions - 1 + more))
 
+    def pending(self) -> list[int]:
+        """Ids of the likeliest text behind what is written, which may still change: none without beams."""
+        return []
+
     def write(self) -> Generator[Step, Tensor | None, WrittenToken | None]:
         """Asks for steps of the decoder, and returns the next token of the text, if its heads have found their places;
         the end is not told, but `ended` then."""
         while not self.ended and self.positions:
-            if self._table_is_full() or len(self.sequence) - len(self.given) == self.limit:
+            if len(self.sequence) >= self._longest:
                 return None
             if len(self.sequence) - len(self.given) >= self._most_tokens:
                 if not self._more:
                     self.ended = True
                     self.sequence += self._ends[:1]
                 return None
-            logits = yield Step(self, self.sequence[self.read])
+            logits = yield Step(self, self.sequence[self.read : self.read + 1])
             if logits is None:
                 return None
             if self.read < len(self.sequence):  # a token of the prompt: the next one is given
@@ -123,19 +134,17 @@ class TokenWriter:
         return None
 
     def has_read(self) -> bool:
-        """Whether the heads found places for the token that was read last; else nothing has changed, and it is to be
-        read again when more audio has come."""
+        """Whether the heads found places for the tokens that were read last; else nothing has changed, and they are to
+        be read again when more audio has come."""
         for held, active in zip(self.held, self.active, strict=True):
-            stops = held.progress[0, :, -1].tolist()
-            if self._more and any(stop >= self.positions for stop, counts in zip(stops, active, strict=True) if counts):
+            farthest = held.progress[:, :, -1].amax(0).tolist()
+            if self._more and any(
+                stop >= self.positions for stop, counts in zip(farthest, active, strict=True) if counts
+            ):
                 self.cache.self_attention_cache.crop(-1)
                 return False
         self.read += 1
         return True
-
-    def _table_is_full(self) -> bool:
-        config = self.model.config
-        return config.decoder_positions == "learned" and self.read >= config.max_target_positions
 
     @property
     def numel(self) -> int:
@@ -199,22 +208,32 @@ class ReadTogether:
 
 @torch.no_grad()
 def take(steps: Sequence[Step]) -> list[Tensor | None]:
-    """Logits (1, V) behind the token of each step, of different streams of one model, in one pass of the decoder; None
-    for those whose heads wait for audio."""
+    """Logits (rows, V) behind the tokens of each step, of different streams of one model; None for those whose heads
+    wait for audio. Steps of one row go through the decoder in one pass."""
+    found: list[Tensor | None] = [None] * len(steps)
+    single = [index for index, step in enumerate(steps) if step.writer.rows == 1]
+    for group in ([single] if single else []) + [[index] for index in range(len(steps)) if index not in single]:
+        for index, logits in zip(group, _take_alike([steps[index] for index in group]), strict=True):
+            found[index] = logits
+    return found
+
+
+def _take_alike(steps: Sequence[Step]) -> list[Tensor | None]:
+    """As `take`, of several steps of one row, or one of any number of rows."""
     writers = [step.writer for step in steps]
     model, decoder = writers[0].model, writers[0].model.get_decoder()
-    ids = torch.tensor([[step.token] for step in steps], device=model.device)
+    ids = torch.tensor([[token] for step in steps for token in step.tokens], device=model.device)
     if len(steps) == 1:
         outputs = decoder(input_ids=ids, past_key_values=writers[0].cache, use_cache=True, return_dict=True)
-        hidden = outputs.last_hidden_state
+        states = [outputs.last_hidden_state]
     else:
-        hidden = _take_together(decoder, writers, ids)
-    found: list[Tensor | None] = [None] * len(steps)
-    if read := [index for index, writer in enumerate(writers) if writer.has_read()]:
-        logits = model.lm_head(hidden[read, -1])
-        for index, row in zip(read, logits.split(1), strict=True):
-            found[index] = row
-    return found
+        states = list(_take_together(decoder, writers, ids).split(1))
+    read = [writer.has_read() for writer in writers]
+    if not any(read):
+        return [None] * len(steps)
+    logits = model.lm_head(torch.cat([rows[:, -1] for rows, has_read in zip(states, read, strict=True) if has_read]))
+    parts = iter(logits.split([writer.rows for writer, has_read in zip(writers, read, strict=True) if has_read]))
+    return [next(parts) if has_read else None for has_read in read]
 
 
 def _take_together(decoder: Any, writers: Sequence[TokenWriter], ids: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def check_live(model: Any, settings: Any, chunks: Chunks, ctc_weight: float, ask
     if settings.do_sample or (settings.num_beams or 1) > 1 or ctc_weight:
         raise ValueError(
             f"do_sample = {settings.do_sample}, num_beams = {settings.num_beams}, ctc_weight = {ctc_weight}: text is "
-            "written greedily by the decoder while audio comes in. Leave them out, or give the whole audio."
+            "written greedily by the decoder while audio comes in. Leave them out, give the whole audio, or open a "
+            "session with beams: model.stream(processor, num_beams=…)."
         )
     if refused := sorted(set(asked) - KNOWN_ARGUMENTS):
         raise ValueError(f"{', '.join(refused)} cannot be given while audio comes in.")

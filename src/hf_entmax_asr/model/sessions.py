@@ -23,6 +23,7 @@ from torch import Tensor
 from .chunks import Chunks
 from .hearing import TokenWriter, WrittenToken, check_streamable
 from .lagging import Lagging, lagging
+from .live_beams import BeamWriter
 from .pauses import PauseRule, Pauses
 from .stepping import Task, run
 from .streaming import IncrementalEncoder
@@ -54,7 +55,8 @@ class StreamEvent:
 
     Attributes:
         committed: the whole text so far; each event's begins with that of the event before.
-        partial: what may still change: characters that are not whole yet stand here as "…".
+        partial: what follows it and may still change: of beams the likeliest text so far; characters that are not
+            whole yet stand here as "…".
         tokens: those that are new.
         audio_ms: how much audio had been heard.
         final: whether the audio has ended.
@@ -109,6 +111,7 @@ class StreamSession:
         *,
         pause_rule: PauseRule | None = None,
         prompt: Sequence[int] = (),
+        num_beams: int = 1,
     ):
         """See `EntmaxAsrGenerationMixin.stream`, which makes it."""
         check_streamable(model)
@@ -117,6 +120,7 @@ class StreamSession:
         self.chunks = chunks
         self.pause_rule = pause_rule
         self.prompt = tuple(prompt)
+        self.num_beams = num_beams
         extractor = processor.feature_extractor
         self.samples_per_position = model.config.frames_per_position * extractor.hop_samples
         self.reset()
@@ -163,7 +167,8 @@ class StreamSession:
         """Takes the next samples, mono, of any number: floats in [-1, 1], or 16-bit integers.
 
         Returns:
-            One event for each chunk that brought new tokens, or ended an utterance with text; often none.
+            One event for each chunk that brought new tokens, changed the partial text, or ended an utterance with text;
+            often none.
 
         Raises:
             ValueError: the session has finished; samples of another form; a learned table of positions has ended.
@@ -189,8 +194,8 @@ class StreamSession:
             for chunk in chunks:
                 states = yield chunk
                 tokens = yield from self._take_in(states)
-                if tokens:
-                    events.append(self._event(tokens))
+                if tokens or self._partial() != self._told_partial:
+                    events.append(self._event(tokens, self._ms(self._needed())))
                 if self._ends_here():
                     pending = yield from self._end_utterance(events)
                     break
@@ -248,10 +253,12 @@ class StreamSession:
         extractor = self.processor.feature_extractor
         self._encoder = IncrementalEncoder(self.model.get_encoder(), extractor, self.chunks)
         self._writer = TokenWriter(self.model, self.prompt)
+        if self.num_beams > 1:
+            self._writer = BeamWriter(self.model, self.prompt, num_beams=self.num_beams)
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
         self._recent = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
         self._ids: list[int] = []
-        self._committed = self._held_back = ""
+        self._committed = self._held_back = self._told_partial = ""
 
     def _take_in(self, states: Tensor | None) -> Task[list[StreamToken]]:
         """The next chunk -> the tokens that it brings."""
@@ -272,8 +279,8 @@ class StreamSession:
     def _end_utterance(self, events: list[StreamEvent]) -> Task[Tensor]:
         """Writes what is left of the utterance and begins the next one; returns the samples that belong to that."""
         tokens = yield from self._end(None, self._needed())
-        if tokens:
-            events.append(self._event(tokens))
+        if tokens or self._told_partial:
+            events.append(StreamEvent(self.text, "", tuple(tokens), self._ms(self._needed())))
         earlier, rest = self.text, self._recent
         self._start_sample += self._encoder.positions * self.samples_per_position
         self._begin_utterance()
@@ -333,8 +340,19 @@ class StreamSession:
     def _joined(self, text: str) -> str:
         return f"{self._earlier} {text}" if self._earlier and text else self._earlier + text
 
-    def _event(self, tokens: list[StreamToken]) -> StreamEvent:
-        return StreamEvent(self.text, "…" if self._held_back else "", tuple(tokens), tokens[-1].emitted_ms)
+    def _partial(self) -> str:
+        """What the likeliest text has behind the committed one."""
+        if not self._writer.pending():
+            return "…" if self._held_back else ""
+        ids = self._ids + self._writer.pending()
+        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole = text.rstrip("\ufffd")
+        partial = whole[len(self._committed) :] + ("…" if whole != text else "")
+        return f" {partial}" if self._earlier and partial and not self._committed else partial
+
+    def _event(self, tokens: list[StreamToken], audio_ms: float) -> StreamEvent:
+        self._told_partial = self._partial()
+        return StreamEvent(self.text, self._told_partial, tuple(tokens), audio_ms)
 
 
 def feed_together(sessions: Sequence[StreamSession], pieces: Sequence[Any]) -> list[list[StreamEvent]]:
