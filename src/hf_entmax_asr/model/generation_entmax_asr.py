@@ -165,7 +165,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             processor: of this model.
             chunk_ms: audio that the encoder takes in at a time; a multiple of the time from position to position.
             left_chunks: chunks before it that a chunk reads in the encoder; -1: all. Bounded ones bound what is held.
-            num_beams: more than 1 searches as `generate` does, and commits text once all that can still win agree on it.
+            num_beams: more than 1 searches as `generate` does, and commits what all that can still win agree on.
             pause_ms: a pause so long ends an utterance, and the next one begins anew; None: all audio is one utterance,
                 as in `generate`.
             longest_seconds: with `pause_ms`, an utterance is cut at the best place before it is longer than that.
