@@ -99,19 +99,18 @@ def test_a_stream_gives_the_tokens_of_the_whole_audio(front_end, reading, wait):
 
 
 @pytest.mark.parametrize("front_end", ["conv2d", "whisper"])
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("ends", ["anywhere", "late"])
-def test_beams_settle_on_the_text_of_the_whole_audio(front_end, length_penalty, ends):
+@pytest.mark.parametrize(("ends_anywhere", "length_penalty"), [(True, 1.0), (False, 0.0)])
+def test_beams_settle_on_the_text_of_the_whole_audio(front_end, ends_anywhere, length_penalty):
     model, processor = recogniser(front_end)
-    if ends == "anywhere":
+    if ends_anywhere:
         model.generation_config.suppress_tokens = None
         with torch.no_grad():
             model.lm_head.weight[model.config.eos_token_id] *= 0.5
     model.generation_config.length_penalty = length_penalty
     model.generation_config.early_stopping = bool(length_penalty)
     early = 0
-    for seed in range(4):
-        audio = speech(2.5, seed)
+    for seed in range(2):
+        audio = speech(2.0, seed)
         session, events = stream(model, processor, audio, np.linspace(0, 1, 7), num_beams=3)
         whole = offline(model, processor, audio, 8 if front_end == "whisper" else 4, num_beams=3)
         assert session.sequence == whole.sequences[0].tolist()

@@ -6,8 +6,8 @@ other utterances than you report.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hf_entmax_asr.analysis.phonemes import Interval, read_ctm
 from hf_entmax_asr.analysis.word_ends import align_words
 from hf_entmax_asr.corpora.prompts import read_word_times
 from hf_entmax_asr.model.times import token_times
-from hf_entmax_asr.model.words import WORD, spelled_pieces, text_mask, timed_texts
+from hf_entmax_asr.model.words import WORD, TimedText, spelled_pieces, text_mask, timed_texts
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.utterances import DataError, Utterances, seconds_per_position
 
@@ -26,20 +26,35 @@ UTTERANCES_AT_ONCE = 16
 MOST_TOKENS = 256
 
 
-@dataclass(frozen=True)
+@dataclass
 class TimeErrors:
-    """Predicted − true times in seconds, of W words: starts and ends (W,); reference_words counts all words."""
+    """Predicted − true times of the words that were recognised right.
 
-    starts: np.ndarray
-    ends: np.ndarray
-    reference_words: int
+    Attributes:
+        of_word: (start, end) in seconds, by utterance and place among its true words.
+        reference_words: how many words the utterances have.
+    """
+
+    of_word: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    reference_words: int = 0
+
+    def add(self, utterance: str, true: Sequence[Interval], recognised: Sequence[TimedText]) -> None:
+        """An utterance, its words and those that were recognised."""
+        self.reference_words += len(true)
+        for i, j in align_words([plain(word.label) for word in true], [plain(word.text) for word in recognised]):
+            errors = recognised[j].start - true[i].start, recognised[j].end - true[i].end
+            self.of_word[utterance, i] = errors
+
+    def among(self, words: Collection[tuple[str, int]]) -> "TimeErrors":
+        """Those of some words alone."""
+        return TimeErrors({word: self.of_word[word] for word in words}, self.reference_words)
 
     def __str__(self) -> str:
         parts = []
-        for name, errors in (("starts", self.starts), ("ends", self.ends)):
+        for name, errors in zip(("starts", "ends"), np.array([*self.of_word.values()]).T, strict=True):
             median, most = 1000 * np.quantile(np.abs(errors), (0.5, 0.9))
             parts.append(f"{name} median {median:.0f} ms, 90 % within {most:.0f} ms")
-        return f"{'; '.join(parts)}; {len(self.starts):,} of {self.reference_words:,} words recognised right"
+        return f"{'; '.join(parts)}; {len(self.of_word):,} of {self.reference_words:,} words recognised right"
 
 
 def true_words(data: str | Path, split: str, ctm: str | Path | None = None) -> dict[str, list[Interval]]:
@@ -76,19 +91,17 @@ def measure_word_times(
     Raises:
         DataError: no word was recognised right.
     """
-    starts, ends, count = [], [], 0
+    errors = TimeErrors()
     for said in _recognised(model, processor, utterances, truth, progress):
         times = said.times(settings)
-        for row, (ids, true) in enumerate(zip(said.ids, said.truth, strict=True)):
+        for row, (name, ids) in enumerate(zip(said.names, said.ids, strict=True)):
             values = (part[row].tolist() for part in (times.start, times.end, times.confidence))
-            words = timed_texts(processor.tokenizer, ids, *values)
-            count += len(true)
-            for i, j in align_words([plain(w.label) for w in true], [plain(w.text) for w in words]):
-                starts.append(words[j].start - true[i].start)
-                ends.append(words[j].end - true[i].end)
-    if not starts:
-        raise DataError(f"none of {count} words was recognised right, so there are no times to measure")
-    return TimeErrors(np.array(starts), np.array(ends), count)
+            errors.add(name, truth[name], timed_texts(processor.tokenizer, ids, *values))
+    if not errors.of_word:
+        raise DataError(
+            f"none of {errors.reference_words} words was recognised right, so there are no times to measure"
+        )
+    return errors
 
 
 def choose_word_times(
@@ -108,8 +121,8 @@ def choose_word_times(
     count = 0
     for said in _recognised(model, processor, utterances, truth, progress):
         candidates = dict(said.candidates())
-        for row, (ids, true) in enumerate(zip(said.ids, said.truth, strict=True)):
-            words = _word_tokens(processor.tokenizer, ids)
+        for row, (name, ids) in enumerate(zip(said.names, said.ids, strict=True)):
+            words, true = _word_tokens(processor.tokenizer, ids), truth[name]
             count += len(true)
             for i, j in align_words([plain(w.label) for w in true], [text for text, _, _ in words]):
                 for key, times in candidates.items():
@@ -136,7 +149,7 @@ def choose_word_times(
 
 @dataclass(frozen=True)
 class _Recognised:
-    """A batch of recognised utterances: token ids behind the start, and the true words of each."""
+    """A batch of recognised utterances: token ids behind the start, and the name of each."""
 
     model: Any
     seconds: float
@@ -145,7 +158,7 @@ class _Recognised:
     encoder_outputs: Any
     mask: torch.Tensor
     ids: list[list[int]]
-    truth: list[Sequence[Interval]]
+    names: list[str]
 
     def times(self, settings: dict[str, Any] | None) -> Any:
         return token_times(
@@ -197,8 +210,8 @@ def _recognised(
         ids = sequences[:, 1:].tolist()
         is_text = torch.tensor([text_mask(processor.tokenizer, row) for row in ids], device=model.device)
         seconds = seconds_per_position(model, processor)
-        words = [truth[utterances.ids[i]] for i in rows]
-        yield _Recognised(model, seconds, sequences, is_text, encoder_outputs, mask, ids, words)
+        names = [utterances.ids[i] for i in rows]
+        yield _Recognised(model, seconds, sequences, is_text, encoder_outputs, mask, ids, names)
         if progress is not None:
             progress(len(rows))
 
