@@ -1,5 +1,6 @@
 """The build of the native kernels: cache, races between processes, machines without a compiler, forks, the switch."""
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -311,6 +312,15 @@ def test_results_do_not_depend_on_the_number_of_threads(native, threads):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_one_openmp_runtime_in_the_process(native):
+def test_threads_are_those_of_torch_though_others_brought_a_runtime_too(native, tmp_path):
+    source, alien = tmp_path / "alien.cpp", tmp_path / "a-libgomp.so"
+    source.write_text('extern "C" void GOMP_parallel() { __builtin_trap(); }')
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", str(alien), str(source)], check=True)
+    loaded = ctypes.CDLL(str(alien))
+    assert str(alien) in {path for _, _, path in libraries._mapped_files()}
+    address, path = libraries._openmp.__wrapped__()
+    assert "omp" in Path(path).name
+    assert path != str(alien)
+    assert address.value != ctypes.cast(loaded.GOMP_parallel, ctypes.c_void_p).value
+    assert address.value == libraries._openmp()[0].value
     entmax(torch.randn(64, 64), 1.5)
-    assert len(libraries._openmp_candidates()) == 1

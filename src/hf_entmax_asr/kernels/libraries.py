@@ -77,22 +77,27 @@ def _launcher() -> ctypes.c_void_p:
 
 @functools.cache
 def _openmp() -> tuple[ctypes.c_void_p, str | None]:
-    for path in _openmp_candidates():
-        try:
+    """`GOMP_parallel` as torch sees it, and the file that it is in. Others may be loaded too (sentencepiece brings its
+    own), but threads of two runtimes that wait for work take each other's time."""
+    mapped = _mapped_files()
+    for path in {path for _, _, path in mapped if Path(path).name.startswith("libtorch_cpu.")}:
+        try:  # a symbol is looked up in a library and in what it depends on
             function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        return ctypes.cast(function, ctypes.c_void_p), path
+        address = ctypes.cast(function, ctypes.c_void_p)
+        place = address.value or 0
+        return address, next((path for first, last, path in mapped if first <= place < last), path)
     return ctypes.c_void_p(None), None
 
 
-def _openmp_candidates() -> list[str]:
-    """Files mapped into this process that look like an OpenMP runtime (none where there is no /proc)."""
+def _mapped_files() -> list[tuple[int, int, str]]:
+    """(first address, last, path) of the files mapped into this process; none where there is no /proc."""
     maps = Path("/proc/self/maps")
     if not hasattr(os, "RTLD_NOLOAD") or not maps.exists():
         return []
-    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if line.count("/")}
-    return sorted(path for path in paths if any(name in Path(path).name for name in ("gomp", "iomp5", "libomp")))
+    fields = [line.split(maxsplit=5) for line in maps.read_text().splitlines() if "/" in line]
+    return [(*(int(address, 16) for address in field[0].split("-")), field[-1]) for field in fields]  # type: ignore[misc]
 
 
 def _after_fork() -> None:
