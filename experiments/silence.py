@@ -4,9 +4,9 @@
     python -m experiments.silence runs/mine/best my_corpus --split test --utterances 100
 
 Prints the word error rate of the utterances as they are and with zeros or faint noise before, within and behind them;
-and how many clips of zeros, noise and hum alone get a text at all, which none should. Within is between two words where
-the times of words are known, at the widest gap that lies in the inner half; else at the quietest place there, which in
-fluent speech is often inside a word.
+and which clips of zeros, noise, hum and music alone get a text at all, which none should. Within is between two words
+where the times of words are known, at the widest gap that lies in the inner half; else at the quietest place there,
+which in fluent speech is often inside a word.
 """
 
 import argparse
@@ -28,6 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--utterances", type=int, default=100, help="evenly spaced over the split (default: 100)")
     parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS, help="lengths of the silences")
     parser.add_argument("--times", help="CTM file of the words (default: the data's word_times.json, if there is one)")
+    parser.add_argument("--music", type=Path, nargs="+", default=(), help="recordings in which nobody speaks or sings")
     parser.add_argument("--lower-case", action="store_true", help="compare the texts in lower case")
     return parser.parse_args()
 
@@ -39,7 +40,7 @@ import numpy as np
 
 from hf_entmax_asr.analysis.phonemes import Interval, labels_of
 from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.augmentation import quietest_place
+from hf_entmax_asr.augmentation import quietest_place, tune
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.metrics import error_counts
@@ -80,8 +81,9 @@ def silences(seconds: float, rate: int) -> dict[str, Change]:
     return changes
 
 
-def without_speech(rate: int) -> dict[str, np.ndarray]:
+def without_speech(rate: int, music: Sequence[Path] = ()) -> dict[str, np.ndarray]:
     """Clips in which nobody speaks, by name."""
+    recordings = {path: read_audio(path, rate) for path in music}
     clips: dict[str, np.ndarray] = {}
     for seconds in ALONE_SECONDS:
         count = seconds * rate
@@ -91,6 +93,10 @@ def without_speech(rate: int) -> dict[str, np.ndarray]:
         clips[f"{seconds} s of noise of one bit"] = noise / 32768
         clips[f"{seconds} s of noise at -30 dB"] = noise * 10 ** (-30 / 20)
         clips[f"{seconds} s of hum"] = 0.1 * hum
+        notes = tune(count, rate, np.random.default_rng(0))
+        clips[f"{seconds} s of a tune"] = (0.1 * notes / np.abs(notes).max()).astype(np.float32)
+        for recording, waveform in recordings.items():
+            clips[f"{seconds} s of {recording.name}"] = waveform[:count]
     return clips
 
 
@@ -146,7 +152,7 @@ def main() -> int:
             found = rate_of(change)
             print(f"| {name} | {found:.2f} | {found - plain:+.2f} |", flush=True)
     print("\n| nobody speaks | text |\n|---|---|")
-    for name, clip in without_speech(rate).items():
+    for name, clip in without_speech(rate, arguments.music).items():
         print(f"| {name} | {texts_of(model, processor, [clip])[0]!r} |", flush=True)
     return 0
 

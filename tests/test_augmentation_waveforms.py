@@ -7,7 +7,14 @@ import torch
 from experiments.silence import place_between_words
 
 from hf_entmax_asr.analysis.phonemes import Interval
-from hf_entmax_asr.augmentation import WaveformPerturbation, add_noise, change_speed, find_noise_files, quietest_place
+from hf_entmax_asr.augmentation import (
+    WaveformPerturbation,
+    add_noise,
+    change_speed,
+    find_noise_files,
+    quietest_place,
+    tune,
+)
 
 RATE = 16_000
 
@@ -49,13 +56,34 @@ def test_noise_has_the_asked_power(snr_db):
     assert np.array_equal(add_noise(np.zeros(8000), noise, snr_db), np.zeros(8000))
 
 
+def changed(perturb, waveform, source):
+    return perturb.apply(waveform, perturb.draw(source))
+
+
+def test_what_one_utterance_gets_changes_nothing_for_the_next():
+    sources = [generator(1), generator(1)]
+    for share, source in zip((0.0, 1.0), sources, strict=True):
+        WaveformPerturbation(noise_share=share, silence_share=share).draw(source)
+    assert torch.equal(*(torch.rand(1, generator=source) for source in sources))
+
+
+def test_a_tune_has_notes_of_a_scale_that_change_and_die_away():
+    sound = tune(4 * RATE, RATE, np.random.default_rng(3))
+    assert np.array_equal(sound, tune(4 * RATE, RATE, np.random.default_rng(3)))
+    levels = np.square(sound[: len(sound) // 800 * 800]).reshape(-1, 800).mean(axis=1)
+    assert (levels > 0).all()
+    assert levels.max() > 20 * levels.min()
+    notes = {round(12 * np.log2(pitch(sound[i : i + 4000]) / 440)) % 12 for i in range(0, 3 * RATE, 4000)}
+    assert 2 < len(notes) <= 7
+
+
 def test_volume_is_uniform_in_decibels_and_the_generator_decides():
     perturb, source = WaveformPerturbation(volume_db=6.0), generator()
-    gains = [20 * np.log10(perturb(tone(400), source)[3] / tone(400)[3]) for _ in range(400)]
+    gains = [20 * np.log10(changed(perturb, tone(400), source)[3] / tone(400)[3]) for _ in range(400)]
     assert -6 <= min(gains) < -5.5
     assert 5.5 < max(gains) <= 6
     assert np.mean(gains) == pytest.approx(0, abs=0.6)
-    again = [perturb(tone(400), g) for g in (generator(3), generator(3), generator(4))]
+    again = [changed(perturb, tone(400), g) for g in (generator(3), generator(3), generator(4))]
     assert np.array_equal(again[0], again[1])
     assert not np.array_equal(again[0], again[2])
 
@@ -63,7 +91,7 @@ def test_volume_is_uniform_in_decibels_and_the_generator_decides():
 def test_a_share_of_the_utterances_gets_noise_of_a_ratio_within_the_bounds():
     perturb, source = WaveformPerturbation(noise_share=0.3, noise_snr_db=(5.0, 15.0)), generator()
     speech = tone(400)
-    added = [perturb(speech, source) - speech for _ in range(400)]
+    added = [changed(perturb, speech, source) - speech for _ in range(400)]
     noisy = [float(10 * np.log10(np.mean(speech**2) / np.mean(a**2))) for a in added if a.any()]
     assert len(noisy) / 400 == pytest.approx(0.3, abs=0.07)
     assert 5 <= min(noisy) < 6
@@ -77,7 +105,7 @@ def test_recorded_noise_is_resampled_read_from_anywhere_and_repeated(tmp_path):
     files = find_noise_files(tmp_path)
     assert [path.name for path in files] == ["hum.wav", "other.flac"]
     perturb, source = WaveformPerturbation(noise_share=1.0, noise_snr_db=(0.0, 0.0), noise_files=files), generator()
-    added = [perturb(tone(200), source) - tone(200) for _ in range(8)]
+    added = [changed(perturb, tone(200), source) - tone(200) for _ in range(8)]
     assert all(pitch(a) == pytest.approx(1000, abs=5) for a in added)
     assert len({round(float(a[0]), 6) for a in added}) > 4
     with pytest.raises(ValueError, match="nothing holds no audio files"):
@@ -87,7 +115,7 @@ def test_recorded_noise_is_resampled_read_from_anywhere_and_repeated(tmp_path):
 def test_a_share_of_the_utterances_gets_silence_around_or_in_its_quietest_place():
     perturb, source = WaveformPerturbation(silence_share=0.4, silence_seconds=0.5), generator()
     speech = np.concatenate([tone(400), np.zeros(1600, np.float32), tone(400)])
-    made = [perturb(speech, source) for _ in range(300)]
+    made = [changed(perturb, speech, source) for _ in range(300)]
     longer = [m for m in made if len(m) > len(speech)]
     assert len(longer) / 300 == pytest.approx(0.4, abs=0.08)
     assert max(len(m) for m in made) - len(speech) <= 3 * 0.5 * RATE
@@ -108,10 +136,13 @@ def test_a_share_of_the_utterances_gets_silence_around_or_in_its_quietest_place(
 
 def test_a_share_of_the_utterances_becomes_audio_without_speech():
     perturb, source = WaveformPerturbation(no_speech_share=0.3), generator()
-    made = [perturb.instead_of_speech(4000, source) for _ in range(300)]
-    others = [m for m in made if m is not None]
+    speech = tone(400)[:4000]
+    draws = [perturb.draw(source) for _ in range(300)]
+    assert all(perturb.replaces(draw) == (draw is not None) for draw in draws)
+    assert perturb.apply(speech, None) is speech
+    others = [perturb.apply(speech, draw) for draw in draws if draw is not None]
     assert len(others) / 300 == pytest.approx(0.3, abs=0.08)
-    assert all(len(m) == 4000 and m.dtype == np.float32 and np.abs(m).max() < 3 for m in others)
+    assert all(len(m) == 4000 and m.dtype == np.float32 and np.abs(m).max() < 4 for m in others)
     assert 0 < sum(not m.any() for m in others) < len(others) / 2
     powers = [20 * np.log10(np.sqrt(np.mean(m**2))) for m in others if m.any()]
     assert -66 < min(powers) < -50

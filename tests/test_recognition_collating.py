@@ -49,3 +49,22 @@ def test_audio_without_speech_has_no_text(processor):
     features = batch["input_features"]
     assert torch.equal(features[~silent], features[~silent][:1].expand_as(features[~silent]))
     assert not any(torch.equal(row, features[~silent][0]) for row in features[silent])
+
+
+def test_features_that_are_there_are_taken_where_the_audio_stays_as_it_is(processor):
+    collator = SpeechSeq2SeqCollator(processor, perturb=WaveformPerturbation(noise_share=0.2, silence_share=0.2))
+    there = torch.full((48, 20), 3.5, dtype=torch.float16)
+    batch = collator([{"audio": tone(400), "input_features": there}] * 60, torch.Generator().manual_seed(0))
+    taken = (batch["input_features"][:, :48] == 3.5).all(dim=2).all(dim=1)
+    assert 25 < taken.sum() < 50
+    assert (batch["attention_mask"].sum(1)[taken] == 48).all()
+    made = SpeechSeq2SeqCollator(processor, perturb=collator.perturb)(
+        [{"audio": tone(400)}] * 60, torch.Generator().manual_seed(0)
+    )
+    lengths = made["attention_mask"].sum(1)
+    assert torch.equal(lengths[~taken], batch["attention_mask"].sum(1)[~taken])
+    for row in (~taken).nonzero()[:, 0].tolist():
+        frames = lengths[row]
+        torch.testing.assert_close(batch["input_features"][row, :frames], made["input_features"][row, :frames])
+    slow = {"audio": tone(400), "input_features": there, "speed": 0.8}
+    assert SpeechSeq2SeqCollator(processor)([slow])["attention_mask"].shape[1] > 48

@@ -8,6 +8,7 @@ account it helps least and is the first to drop. The speed of an utterance is dr
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,9 +102,29 @@ def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
     return resample_by_ratio(waveform, ratio.numerator, ratio.denominator)
 
 
+class Draw(NamedTuple):
+    """What chance says for one utterance, each uniform between 0 and 1; the shares of `WaveformPerturbation` say what
+    comes of it."""
+
+    no_speech: float
+    kind: float
+    level: float
+    noise: float
+    snr: float
+    gain: float
+    place: float
+    silence: float
+    before: float
+    within: float
+    behind: float
+    silence_level: float
+    seed: float
+
+
 @dataclass(frozen=True)
 class WaveformPerturbation:
-    """Changes the volume of a waveform, adds noise to it and silence around it, anew at every call.
+    """Changes the volume of a waveform, adds noise to it and silence around it, or puts audio without speech in its
+    place: `draw` says what the next utterance gets, `apply` does it.
 
     Attributes:
         volume_db: the gain is uniform between minus and plus so many decibels.
@@ -115,7 +136,8 @@ class WaveformPerturbation:
         silence_share: share of the utterances that get silence before them, behind them or in their quietest place:
             digital zeros or faint noise.
         silence_seconds: the longest at one place; each length is uniform up to it.
-        no_speech_share: share of the utterances that `instead_of_speech` replaces, of which the text is then empty.
+        no_speech_share: share of the utterances whose audio becomes silence, noise, hum or music; their text is then
+            empty.
     """
 
     volume_db: float = 0.0
@@ -127,59 +149,85 @@ class WaveformPerturbation:
     silence_seconds: float = 2.0
     no_speech_share: float = 0.0
 
-    def __call__(self, waveform: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
-        """A changed copy of a waveform (samples,), float32; `generator` as in torch."""
-        # Always the same draws: whether one utterance gets noise changes nothing for the next.
-        gain, share, snr, place, seed = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
-        if share < self.noise_share:
+    def draw(self, generator: torch.Generator | None = None) -> Draw | None:
+        """What the next utterance gets; None: it stays as it is. `generator` as in torch."""
+        # Always the same draws: what one utterance gets changes nothing for the next.
+        draw = Draw(*torch.rand(len(Draw._fields), generator=generator, dtype=torch.float64).tolist())
+        gets = draw.noise < self.noise_share or draw.silence < self.silence_share or self.volume_db > 0
+        return draw if gets or self.replaces(draw) else None
+
+    def replaces(self, draw: Draw | None) -> bool:
+        """Whether the utterance becomes audio without speech."""
+        return draw is not None and draw.no_speech < self.no_speech_share
+
+    def apply(self, waveform: np.ndarray, draw: Draw | None) -> np.ndarray:
+        """A changed copy of a waveform (samples,), float32; the waveform itself where nothing is to be done."""
+        if draw is None:
+            return waveform
+        if self.replaces(draw):
+            return self._without_speech(len(waveform), draw)
+        if draw.noise < self.noise_share:
             low, high = self.noise_snr_db
-            waveform = add_noise(waveform, self._noise(len(waveform), place, seed), low + snr * (high - low))
-        waveform = waveform * 10 ** ((2 * gain - 1) * self.volume_db / 20)
-        if self.silence_share:
-            waveform = self._with_silence(waveform, torch.rand(6, generator=generator, dtype=torch.float64).tolist())
+            waveform = add_noise(waveform, self._noise(len(waveform), draw), low + draw.snr * (high - low))
+        waveform = waveform * 10 ** ((2 * draw.gain - 1) * self.volume_db / 20)
+        if draw.silence < self.silence_share:
+            waveform = self._with_silence(waveform, draw)
         return waveform.astype(np.float32)
 
-    def _with_silence(self, waveform: np.ndarray, draws: list[float]) -> np.ndarray:
-        """The waveform with silence at one of three places or at several, where the first draw says so."""
-        share, *lengths, level, seed = draws
-        if share >= self.silence_share:
-            return waveform
-        random = np.random.default_rng(int(seed * 2**53))
+    def _with_silence(self, waveform: np.ndarray, draw: Draw) -> np.ndarray:
+        """The waveform with silence at one of three places or at several."""
+        random = _random(draw)
         # In half of the cases exact zeros; else noise from below one bit of 16 up to 45 dB under full scale.
+        level = draw.silence_level
         amplitude = 0.0 if level < 0.5 else 10 ** (-(100 - 55 * (2 * level - 1)) / 20)
         most = round(self.silence_seconds * self.sampling_rate)
         # A length below 0 leaves the place as it is: with 6 of 10 chances.
-        counts = [max(0, round((2.5 * length - 1.5) * most)) for length in lengths]
+        counts = [max(0, round((2.5 * share - 1.5) * most)) for share in (draw.before, draw.within, draw.behind)]
         if not any(counts):
-            counts[2] = round(lengths[2] * most)
+            counts[2] = round(draw.behind * most)
         before, within, behind = (amplitude * random.standard_normal(count) for count in counts)
         place = quietest_place(waveform, self.sampling_rate // 20)
         return np.concatenate([before, waveform[:place], within, waveform[place:], behind])
 
-    def instead_of_speech(self, samples: int, generator: torch.Generator | None = None) -> np.ndarray | None:
-        """Audio in which nobody speaks, for `no_speech_share` of the calls; None for the others.
-
-        Zeros, white noise, the hum of a power line with its harmonics, or a recording of noise, from 60 to 10 dB below
-        full scale.
-        """
-        share, kind, level, place, seed = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
-        if share >= self.no_speech_share:
-            return None
-        amplitude = 10 ** (-(60 - 50 * level) / 20)
-        if kind < 0.25:
+    def _without_speech(self, samples: int, draw: Draw) -> np.ndarray:
+        """Zeros, the hum of a power line with its harmonics, music, or noise, from 60 to 10 dB below full scale."""
+        if draw.kind < 0.2:
             return np.zeros(samples, np.float32)
-        if kind < 0.5:
-            time, base = np.arange(samples) / self.sampling_rate, 50 if seed < 0.5 else 60  # Hz
-            hum = sum(np.sin(2 * np.pi * base * n * time) / n for n in range(1, 8))
-            return np.asarray(amplitude * hum, np.float32)
-        sound = self._noise(samples, place, seed)
-        return np.asarray(amplitude * sound / max(1e-9, float(np.sqrt(np.mean(np.square(sound))))), np.float32)
+        if draw.kind < 0.4:
+            time, base = np.arange(samples) / self.sampling_rate, 50 if draw.seed < 0.5 else 60  # Hz
+            sound = sum(np.sin(2 * np.pi * base * n * time) / n for n in range(1, 8))
+        elif draw.kind < 0.6:
+            sound = tune(samples, self.sampling_rate, _random(draw))
+        else:
+            sound = self._noise(samples, draw)
+        power = max(1e-9, float(np.sqrt(np.mean(np.square(sound)))))
+        return np.asarray(10 ** (-(60 - 50 * draw.level) / 20) * sound / power, np.float32)
 
-    def _noise(self, samples: int, place: float, seed: float) -> np.ndarray:
+    def _noise(self, samples: int, draw: Draw) -> np.ndarray:
         if not self.noise_files:
-            return np.random.default_rng(int(seed * 2**53)).standard_normal(samples, dtype=np.float32)
-        recording = read_audio(self.noise_files[int(seed * len(self.noise_files))], self.sampling_rate)
-        return np.take(recording, int(place * len(recording)) + np.arange(samples), mode="wrap")
+            return _random(draw).standard_normal(samples, dtype=np.float32)
+        recording = read_audio(self.noise_files[int(draw.seed * len(self.noise_files))], self.sampling_rate)
+        return np.take(recording, int(draw.place * len(recording)) + np.arange(samples), mode="wrap")
+
+
+def _random(draw: Draw) -> np.random.Generator:
+    return np.random.default_rng(int(draw.seed * 2**53))
+
+
+def tune(samples: int, sampling_rate: int, random: np.random.Generator) -> np.ndarray:
+    """Music as an instrument that is struck plays it, (samples,): on every beat up to three notes of a major scale,
+    which die away."""
+    beat = round(sampling_rate * 60 / random.uniform(60, 180))
+    brightness, seconds = random.uniform(0.6, 2), random.uniform(0.1, 1)
+    scale, lowest = np.array([0, 2, 4, 5, 7, 9, 11, 12]), random.integers(40, 65)  # semitones, of which A is 69
+    sound = np.zeros(samples + 2 * beat)
+    time = np.arange(2 * beat) / sampling_rate
+    for begin in range(0, samples, beat):
+        for note in lowest + scale[random.integers(0, len(scale), random.integers(0, 4))]:
+            pitch = 440 * 2 ** ((note - 69) / 12)
+            waves = sum(np.sin(2 * np.pi * pitch * n * time) / n**brightness for n in range(1, 6))
+            sound[begin : begin + 2 * beat] += waves * np.exp(-time / seconds)
+    return sound[:samples]
 
 
 def quietest_place(waveform: np.ndarray, window: int) -> int:

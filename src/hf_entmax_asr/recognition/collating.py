@@ -1,14 +1,14 @@
 """From examples to a batch: features computed for the whole batch at once, labels padded with -100."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from hf_entmax_asr.audio import waveform_of
-from hf_entmax_asr.augmentation import SpecAugment, WaveformPerturbation, change_speed
+from hf_entmax_asr.augmentation import Draw, SpecAugment, WaveformPerturbation, change_speed
 from hf_entmax_asr.model.losses import IGNORED_LABEL
 
 
@@ -19,7 +19,7 @@ class SpeechSeq2SeqCollator:
 
     - `input_features` (T, F), or `audio` in any form that `waveform_of` takes: a mono waveform as a 1-D array at the
       processor's sampling rate, a path, or a row of a datasets `Audio` column, decoded or not; it is played at `speed`
-      where that is given;
+      where that is given. Both, where `perturb` may change the audio: features are computed where it does;
     - `labels` (token ids) or `text`, unless the batch is for inference only; other keys are ignored;
     - perhaps `label_ends`, the seconds at which each of the labels ends in the audio, NaN where unknown.
 
@@ -60,19 +60,14 @@ class SpeechSeq2SeqCollator:
             ValueError: an example has neither features nor audio, or no audio where the waveform is to be perturbed.
         """
         labels: list[Sequence[int]] = []
-        replaced = moved = [False] * len(examples)
-        if self.perturb is None and all("input_features" in example for example in examples):
-            features, mask = pad_features([example["input_features"] for example in examples])
-        else:
-            waveforms, replaced, moved = self._waveforms(examples, generator)
-            rate = self.feature_extractor.sampling_rate
-            batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
-            features, mask = batch["input_features"], batch["attention_mask"]
+        draws = [None if self.perturb is None else self.perturb.draw(generator) for _ in examples]
+        replaced = [self.perturb is not None and self.perturb.replaces(draw) for draw in draws]
+        features, mask, moved = self._features(examples, draws)
         if self.spec_augment is not None:
             features = self.spec_augment(features, mask.sum(dim=1), generator)
         collated = {"input_features": features, "attention_mask": mask}
         if all("labels" in example or "text" in example for example in examples):
-            labels = [self._labels(example, other) for example, other in zip(examples, replaced, strict=True)]
+            labels = [self._labels(example, empty) for example, empty in zip(examples, replaced, strict=True)]
             collated["labels"] = pad_labels(labels)
             if (model := self.decoder_inputs_by) is not None:
                 collated["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(collated["labels"])
@@ -91,29 +86,41 @@ class SpeechSeq2SeqCollator:
             return self.tokenizer("").input_ids
         return example["labels"] if "labels" in example else self.tokenizer(example["text"]).input_ids
 
-    def _waveforms(
-        self, examples: Sequence[Mapping[str, Any]], generator: torch.Generator | None
-    ) -> tuple[list[np.ndarray], list[bool], list[bool]]:
-        """The waveforms; which of them stand in the place of speech; and in which speech is not where it was."""
-        rate = self.feature_extractor.sampling_rate
+    def _features(
+        self, examples: Sequence[Mapping[str, Any]], draws: Sequence[Draw | None]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[bool]]:
+        """(B, T, F), their mask (B, T), and in which of them speech is not where it was. Features that are there are
+        taken where the audio stays as it is."""
+        known = [
+            draw is None and "input_features" in example and example.get("speed", 1.0) == 1
+            for example, draw in zip(examples, draws, strict=True)
+        ]
+        moved = [False] * len(examples)
         waveforms: list[np.ndarray] = []
-        replaced, moved = [], []
-        for example in examples:
-            if "audio" not in example:
-                needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
-                raise ValueError(f"an example needs {needed}; this one has {sorted(example)}")
-            waveform = waveform_of(example["audio"], rate)
-            if example.get("speed", 1.0) != 1:
-                waveform = change_speed(waveform, example["speed"])
-            other, samples = None, len(waveform)
+        for row in (row for row, there in enumerate(known) if not there):
+            waveform = self._waveform(examples[row])
+            samples = len(waveform)
             if self.perturb is not None:
-                if self.perturb.no_speech_share:
-                    other = self.perturb.instead_of_speech(len(waveform), generator)
-                waveform = self.perturb(waveform, generator) if other is None else other
+                waveform = self.perturb.apply(waveform, draws[row])
+                moved[row] = len(waveform) != samples or self.perturb.replaces(draws[row])
             waveforms.append(waveform)
-            replaced.append(other is not None)
-            moved.append(other is not None or len(waveform) != samples)
-        return waveforms, replaced, moved
+        made: Iterator[torch.Tensor] = iter(())
+        if waveforms:
+            rate = self.feature_extractor.sampling_rate
+            batch = self.feature_extractor(waveforms, sampling_rate=rate, padding=True, return_tensors="pt")
+            if not any(known):
+                return batch["input_features"], batch["attention_mask"], moved
+            lengths = batch["attention_mask"].sum(dim=1).tolist()
+            made = (row[:length] for row, length in zip(batch["input_features"], lengths, strict=True))
+        rows = [e["input_features"] if there else next(made) for e, there in zip(examples, known, strict=True)]
+        return *pad_features(rows), moved
+
+    def _waveform(self, example: Mapping[str, Any]) -> np.ndarray:
+        if "audio" not in example:
+            needed = "'audio'" if self.perturb is not None else "'input_features' or 'audio'"
+            raise ValueError(f"an example needs {needed}; this one has {sorted(example)}")
+        waveform = waveform_of(example["audio"], self.feature_extractor.sampling_rate)
+        return waveform if example.get("speed", 1.0) == 1 else change_speed(waveform, example["speed"])
 
 
 def pad_features(features: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

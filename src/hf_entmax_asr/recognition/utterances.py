@@ -85,14 +85,16 @@ class Utterances:
         """(utterances,) target tokens, `</s>` included."""
         return np.array([len(label) for label in self.labels])
 
-    def example(self, index: int, speed: float = 1.0) -> dict[str, Any]:
-        """What the collator takes: cached features, or audio and the speed to play it at; and labels."""
+    def example(self, index: int, speed: float = 1.0, with_audio: bool = False) -> dict[str, Any]:
+        """What the collator takes: cached features, or audio and the speed to play it at (or both); and labels."""
         example: dict[str, Any] = {"labels": self.labels[index]}
         if self.ends is not None:
             example["label_ends"] = [end / speed for end in self.ends[index]]
         if self.features is not None:
-            return {"input_features": self.features[index]} | example
-        return {"audio": self.rows[index]["audio"], "speed": speed} | example
+            example["input_features"] = self.features[index]
+        if self.features is None or with_audio:
+            example |= {"audio": self.rows[index]["audio"], "speed": speed}
+        return example
 
     def select(self, indices: Sequence[int]) -> "Utterances":
         """These utterances only, in this order."""

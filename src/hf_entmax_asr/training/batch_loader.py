@@ -25,8 +25,10 @@ class _CollatedBatches(Dataset):
         """The batch and its tensors; in their place what is wrong, for an error of a worker would come as a page."""
         generator = torch.Generator().manual_seed(batch.seed)
         try:
-            examples = map(self.utterances.example, batch.indices, batch.speeds)
-            return batch, self.collator(list(examples), generator)
+            with_audio = self.collator.perturb is not None
+            chosen = zip(batch.indices, batch.speeds, strict=True)
+            examples = [self.utterances.example(index, speed, with_audio) for index, speed in chosen]
+            return batch, self.collator(examples, generator)
         except (OSError, ValueError, MemoryError) as error:
             return batch, described(error)
 

@@ -285,7 +285,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
                 f"utterance {longest} has {slowest.max()} frames and batching.frames_per_batch is {limit}: "
                 "raise it, or lower data.max_duration"
             )
-        changing = role == "train" and recipe.augmentation.changes_waveforms
+        changing = role == "train" and recipe.augmentation.changes_every_waveform
         logger.info("%s: %d utterances; looking at their audio", role, len(utterances))
         cached = not changing and cache_features(utterances, processor.feature_extractor, budget)
         if cached:
@@ -298,7 +298,7 @@ def prepare_splits(recipe: Recipe, rows: dict[str, Any], processor: EntmaxAsrPro
             utterances.tokens.sum(),
             "kept in memory"
             if cached
-            else "computed in every epoch (augmentation changes the waveforms)"
+            else "computed in every epoch (augmentation changes every waveform)"
             if changing
             else "read in every epoch (data.feature_cache_megabytes is too small to keep them)",
         )

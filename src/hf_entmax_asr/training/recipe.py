@@ -73,8 +73,9 @@ class BatchingSection:
 class AugmentationSection:
     """SpecAugment (Park et al. 2019): masked bands of mel bins and of frames; and changes of the waveform.
 
-    With any of the latter, the features of the training split are computed anew in every epoch and never cached. An
-    utterance that is too short for its text at the speed it gets adds nothing to the CTC loss in that epoch.
+    With other speeds or volumes, the features of the training split are computed anew in every epoch and never cached;
+    with noise or silence, those of the utterances that get it. An utterance that is too short for its text at the speed
+    it gets adds nothing to the CTC loss in that epoch.
     """
 
     frequency_masks: int = 2
@@ -89,13 +90,12 @@ class AugmentationSection:
     noise_path: str | None = None  # a folder of noise recordings; null: white noise
     silence_share: float = 0.0  # share that gets zeros or faint noise before, behind or in its quietest place
     silence_seconds: float = 2.0  # the longest such silence
-    no_speech_share: float = 0.0  # share that becomes silence, noise or hum alone, with an empty text
+    no_speech_share: float = 0.0  # share that becomes silence, noise, hum or music, with an empty text
 
     @property
-    def changes_waveforms(self) -> bool:
-        """Whether features must be computed anew in every epoch."""
-        shares = (self.noise_share, self.silence_share, self.no_speech_share)
-        return self.speeds != (1.0,) or self.volume_db > 0 or max(shares) > 0
+    def changes_every_waveform(self) -> bool:
+        """Whether all features must be computed anew in every epoch."""
+        return self.speeds != (1.0,) or self.volume_db > 0
 
 
 @dataclass
