@@ -101,3 +101,20 @@ def test_lora_trains_a_few_weights_saves_them_and_merges_them(tmp_path):
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
     assert loss_of(loaded) == after
     assert loss_of(loaded.merge_and_unload()) == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["rnn_t", "sa_t", "sync_transformer", "las"])
+def test_lora_on_all_linear_layers_of_a_baseline_leaves_its_output_layer(name, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = baseline(name)
+    output = model.get_output_embeddings()
+    table = model.get_input_embeddings()
+    assert (table.num_embeddings, output.out_features) == (model.config.vocab_size,) * 2
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).train()
+    adapted(input_features=X, attention_mask=MASK, labels=targets()).loss.backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert not any("lm_head" in name for name in trained)
+    adapted.save_pretrained(tmp_path)

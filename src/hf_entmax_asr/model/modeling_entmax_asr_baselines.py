@@ -254,6 +254,12 @@ class EntmaxAsrBaselineForTransducer(EntmaxAsrBaselinePreTrainedModel, SearchGen
         self.head = transducer_head(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return next(module for name, module in self.head.named_modules() if name.endswith("embed_tokens"))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head.lm_head
+
     @can_return_tuple
     def forward(
         self,
