@@ -24,6 +24,8 @@ State = Any  # what a head knows of one hypothesis
 class TransducerHead(nn.Module):
     """What a training and a search ask of a head."""
 
+    lm_head: nn.Linear
+
     def sources(self, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Encoder states (B, S, C) and their mask (B, S) -> what is read at each step (B, T, …), and steps (B,)."""
         raise NotImplementedError
