@@ -98,11 +98,12 @@ def expected_soft_attention_loop(alignment: Tensor, energy: Tensor, chunk_size: 
     return beta
 
 
-def hard_stop(energies: list[float], start: int, rule: str) -> int | None:
-    """First position from `start` on that fires: σ(e) >= 1/2, or the chance to have stopped by then; or None."""
+def hard_stop(energies: list[float], start: int, rule: str, probability: float = 0.5) -> int | None:
+    """First position from `start` on that fires, by σ(e) or the chance to have stopped by then; or None."""
     not_yet = 1.0
     for j in range(start, len(energies)):
-        not_yet *= 1 / (1 + math.exp(min(energies[j], 700)))
-        if energies[j] >= 0 if rule == "threshold" else 1 - not_yet >= 0.5:
+        passes = 1 / (1 + math.exp(min(energies[j], 700)))
+        not_yet *= passes
+        if 1 - (passes if rule == "threshold" else not_yet) >= probability:
             return j
     return None

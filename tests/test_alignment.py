@@ -193,19 +193,20 @@ one_row = st.one_of(energy_lists, st.lists(not_on_the_border, min_size=1, max_si
 
 
 @settings(max_examples=200, deadline=None)
-@given(one_row, st.sampled_from(["threshold", "cumulative"]), st.data())
-def test_hard_alignment_equals_the_loop(row, rule, data):
+@given(one_row, st.sampled_from(["threshold", "cumulative"]), st.sampled_from([0.1, 0.5, 0.83]), st.data())
+def test_hard_alignment_equals_the_loop(row, rule, probability, data):
     start = data.draw(st.integers(0, len(row) - 1))
     real = data.draw(st.integers(start + 1, len(row)))
     energy = torch.tensor(row, dtype=torch.float32)[None, None]
     arguments = energy, torch.tensor([[start]]), torch.arange(len(row))[None] < real, rule
-    expected = hard_stop(row[:real], start, rule)
-    offline, streaming = (hard_alignment(*arguments, streaming=s).item() for s in (False, True))
+    expected = hard_stop(row[:real], start, rule, probability)
+    offline, streaming = (hard_alignment(*arguments, s, probability).item() for s in (False, True))
     assert offline == (real - 1 if expected is None else expected)
     assert streaming == (len(row) if expected is None else expected)
     assert offline >= start
     if rule == "cumulative":  # never later than the threshold
-        assert offline <= hard_alignment(*arguments[:3]).item()
+        assert offline <= hard_alignment(*arguments[:3], probability=probability).item()
+    assert offline <= hard_alignment(*arguments, probability=0.9).item()
 
 
 @pytest.mark.parametrize("rule", ["threshold", "cumulative"])
@@ -269,6 +270,8 @@ def test_bad_input_is_named():
         expected_soft_attention(energy, energy[..., :4])
     with pytest.raises(ValueError, match=r"rule = 'first' is not known. Use 'threshold' or 'cumulative'"):
         hard_alignment(energy[:, :, 0], torch.zeros(2, 3), rule="first")
+    with pytest.raises(ValueError, match="probability = 1 must lie between 0 and 1"):
+        hard_alignment(energy[:, :, 0], torch.zeros(2, 3), probability=1)
     with pytest.raises(ValueError, match=r"energy_row has shape \(2, 3, 5\) and start \(2,\)"):
         hard_alignment(energy[:, :, 0], torch.zeros(2))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.kernels import backend
+from hf_entmax_asr.model.alignment import firing_limit
 from hf_entmax_asr.model.cache import MonotonicLayer
 from hf_entmax_asr.model.reading import hard_reading
 from support.small_models import small_model
@@ -30,11 +31,11 @@ def inputs(batch: int, heads: int, targets: int, positions: int, width: int, see
     }
 
 
-def agree(rule: str, **given: Tensor | None) -> None:
-    assert kernels.hard_reading(*given.values(), rule) is not None
-    context, boundary = hard_reading(**given, rule=rule)
+def agree(rule: str, probability: float = 0.5, **given: Tensor | None) -> None:
+    assert kernels.hard_reading(*given.values(), rule, firing_limit(rule, probability)) is not None
+    context, boundary = hard_reading(**given, rule=rule, probability=probability)
     with kernels.use("eager"):
-        expected, stops = hard_reading(**given, rule=rule)
+        expected, stops = hard_reading(**given, rule=rule, probability=probability)
     assert torch.equal(boundary, stops)
     assert torch.equal(context, expected)
 
@@ -45,13 +46,14 @@ def agree(rule: str, **given: Tensor | None) -> None:
     st.tuples(*[st.integers(1, high) for high in (3, 4, 6, 70, 40)]),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([0.5, 0.2, 0.8]),
     st.integers(0, 2**31),
 )
-def test_stops_and_values_are_those_of_the_eager_form(rule, sizes, padded, started, seed):
+def test_stops_and_values_are_those_of_the_eager_form(rule, sizes, padded, started, probability, seed):
     given = inputs(*sizes, seed)
     given["start"] = given["start"] if started else None
     given["source_mask"] = given["source_mask"] if padded else None
-    agree(rule, **given)
+    agree(rule, probability, **given)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -76,7 +78,7 @@ def test_energies_without_bound_and_without_number(rule):
 
 def test_what_has_no_native_form():
     given = inputs(1, 2, 3, 9, 4, seed=1)
-    arguments = [*given.values(), "threshold"]
+    arguments = [*given.values(), "threshold", 0.0]
     assert kernels.hard_reading(*[t.double() if t is given["query"] else t for t in arguments]) is None
     assert kernels.hard_reading(*[t.requires_grad_() if t is given["value"] else t for t in arguments]) is None
     with torch.no_grad():
@@ -118,7 +120,7 @@ WRONG = {
 def test_wrong_arguments_are_refused_by_both_forms(wrong, mode, sizes, seed):
     change, message = WRONG[wrong]
     given = change({**inputs(*sizes, seed), "rule": "threshold"})
-    assert kernels.hard_reading(*given.values()) is None  # native code sees none of it
+    assert kernels.hard_reading(*given.values(), 0.0) is None  # native code sees none of it
     with kernels.use(mode), pytest.raises(ValueError, match=message):
         hard_reading(**given)
 

@@ -89,13 +89,20 @@ def expected_soft_attention(
 
 
 def hard_reading(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None, rule: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    start: Tensor | None,
+    source_mask: Tensor | None,
+    rule: str,
+    limit: float,
 ) -> tuple[Tensor, Tensor] | None:
     """`hf_entmax_asr.model.reading.hard_reading`, which finds what is wrong with arguments that this does not take;
-    without gradients, and not in a compiled graph."""
+    without gradients, and not in a compiled graph. limit: the `firing_limit` of its probability."""
     tensors = (query, key, value, bias)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return None
     if runs_on_cpu(*tensors, beside=(start, source_mask)):
-        return reading_cpu.hard_reading(query, key, value, bias, start, source_mask, rule)
+        return reading_cpu.hard_reading(query, key, value, bias, start, source_mask, rule, limit)
     return None

@@ -14,6 +14,7 @@ class _Reading(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("batch", "heads", "targets", "positions", "width", "value_width")),
         ("cumulative", ctypes.c_int32),
+        ("limit", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((f"{name}_stride", ctypes.c_int64 * 3) for name in ("query", "key", "value")),
         *((name, ctypes.c_void_p) for name in ("bias", "start", "mask", "context")),
@@ -23,10 +24,18 @@ class _Reading(ctypes.Structure):
 
 
 def hard_reading(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor | None, source_mask: Tensor | None, rule: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    start: Tensor | None,
+    source_mask: Tensor | None,
+    rule: str,
+    limit: float,
 ) -> tuple[Tensor, Tensor] | None:
-    """As `hf_entmax_asr.model.reading.hard_reading`, for float32 and without gradients; None for anything else, which
-    includes what that refuses: native code reads wherever a wrong shape or position points."""
+    """As `hf_entmax_asr.model.reading.hard_reading`, with the `firing_limit` of its probability, for float32 and
+    without gradients; None for anything else, which includes what that refuses: native code reads wherever a wrong
+    shape or position points."""
     if not (_fit(query, key, value, bias, start, source_mask) and rule in ("threshold", "cumulative")):
         return None
     batch, heads, targets, width = query.shape
@@ -39,7 +48,7 @@ def hard_reading(
     mask = None if source_mask is None else source_mask.contiguous()
     strides = [(ctypes.c_int64 * 3)(*t.stride()[:3]) for t in (query, key, value, context)]
     problem = _Reading(
-        batch, heads, targets, positions, width, value_width, rule == "cumulative",
+        batch, heads, targets, positions, width, value_width, rule == "cumulative", limit,
         *map(pointer, (query, key, value)), *strides[:3],
         *map(pointer, (bias, start, mask, context)), strides[3], pointer(boundary),
     )  # fmt: skip

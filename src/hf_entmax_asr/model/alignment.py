@@ -5,6 +5,7 @@ rule serves training and decoding: nobody passes the last real position, where t
 padding has energy −∞.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ except ImportError:
     native_expected_alignment = None  # type: ignore[assignment]
     native_expected_soft_attention = None  # type: ignore[assignment]
 
-LOG_HALF = -0.6931471805599453
 WEIGHT_0_BELOW = 800.0  # e^−800 is 0 in float64
 DIAGONALS_AT_ONCE = 32  # sigmoids taken together: few calls, and little memory in float64
 
@@ -261,6 +261,7 @@ def hard_alignment(
     source_mask: Tensor | None = None,
     rule: str = "threshold",
     streaming: bool = False,
+    probability: float = 0.5,
 ) -> Tensor:
     """Where each head stops for one token: the first position from `start` on that fires.
 
@@ -268,20 +269,21 @@ def hard_alignment(
         energy_row: (B, H, S) energies of one token.
         start: (B, H) integer, the position of the token before (staying there is allowed).
         source_mask: (B, S) boolean, true where real.
-        rule: "threshold": fires at the first energy >= 0, that is σ(e) >= 1/2. "cumulative": at the first position
-            where 1 − Π(1 − σ(e)) since `start` reaches 1/2; equal to the threshold where σ(e) is 0 or 1, and earlier
-            where the probability is spread over several positions.
+        rule: "threshold": fires at the first position where σ(e) reaches `probability`; for 1/2 that is the first
+            energy >= 0. "cumulative": at the first position where 1 − Π(1 − σ(e)) since `start` reaches it; equal to
+            the threshold where σ(e) is 0 or 1, and earlier where the probability is spread over several positions.
         streaming: what happens where no position fires: offline (default) the head stops at the last real position;
             streaming, the result is S, "wait for more audio".
+        probability: between 0 and 1. Above 1/2, heads stop later than in half of the cases that the expected alignment
+            is of.
 
     Returns:
         (B, H) integer, never left of `start`.
 
     Raises:
-        ValueError: an unknown rule, or shapes that do not fit.
+        ValueError: an unknown rule, a probability beyond its limits, or shapes that do not fit.
     """
-    if rule not in ("threshold", "cumulative"):
-        raise ValueError(f"rule = {rule!r} is not known. Use 'threshold' or 'cumulative'.")
+    limit = firing_limit(rule, probability)
     if energy_row.dim() != 3 or start.shape != energy_row.shape[:2]:
         raise ValueError(
             f"energy_row has shape {tuple(energy_row.shape)} and start {tuple(start.shape)}; they must be (batch, "
@@ -292,11 +294,10 @@ def hard_alignment(
     index = torch.arange(positions, device=energy.device)
     reachable = index >= start.unsqueeze(-1)
     if rule == "threshold":
-        fires = energy >= 0
+        fires = energy >= limit
     else:
         passed = torch.where(reachable, F.logsigmoid(-energy.float()), 0.0).cumsum(-1)  # log Π(1 − p)
-        # Where p is 1/2 to rounding the threshold fires; so does this.
-        fires = passed <= LOG_HALF * (1 - 1e-6)
+        fires = passed <= limit
     fires = fires & reachable
     if source_mask is not None:
         fires = fires & source_mask.unsqueeze(1)
@@ -309,6 +310,22 @@ def hard_alignment(
         exhausted = last_position(source_mask).unsqueeze(1).expand_as(first)
     stopped = torch.where(fires.any(-1), first, exhausted)
     return torch.maximum(stopped, start.to(stopped.dtype))
+
+
+def firing_limit(rule: str, probability: float) -> float:
+    """Of an energy, which fires from there on; of the logarithm of Π(1 − σ(e)), which fires down from there.
+
+    Raises:
+        ValueError: an unknown rule, or a probability beyond its limits.
+    """
+    if rule not in ("threshold", "cumulative"):
+        raise ValueError(f"rule = {rule!r} is not known. Use 'threshold' or 'cumulative'.")
+    if not 0 < probability < 1:
+        raise ValueError(f"probability = {probability} must lie between 0 and 1, both excluded.")
+    if rule == "threshold":
+        return math.log(probability) - math.log1p(-probability)
+    # Where p reaches the probability but for rounding the threshold fires; so does this.
+    return math.log1p(-probability) * (1 - 1e-6)
 
 
 def last_position(source_mask: Tensor) -> Tensor:

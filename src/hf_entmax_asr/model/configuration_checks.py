@@ -98,6 +98,12 @@ def check_pattern(config: Any) -> None:
             )
 
 
+def probability(value: float) -> None:
+    """A check of a field whenever it is set: nothing is certain."""
+    if not 0 < value < 1:
+        raise ValueError(f"{value} must lie between 0 and 1, both excluded.")
+
+
 def one_of(*choices: str) -> Callable[[str], None]:
     """A check of a field against a list, made whenever the field is set."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .configuration_checks import check_layers, one_of
+from .configuration_checks import check_layers, one_of, probability
 
 Counts = TypeVar("Counts", int, np.ndarray, Tensor)
 
@@ -104,8 +104,8 @@ class EntmaxAsrConfig(PreTrainedConfig):
             expected alignment. Meant for the last part of training.
         monotonic_decoding (`str`): `"hard"` (each head stops at one position; what streams) or `"soft"` (the
             expected alignment), for inference.
-        firing_rule (`str`): when a hard head stops: `"threshold"` (first energy >= 0) or `"cumulative"` (first
-            position where 1 − Π(1 − p) >= 1/2 since the last stop).
+        firing_rule (`str`), firing_probability (`float`): a hard head stops at the first position where its p
+            (`"threshold"`) or 1 − Π(1 − p) since the last stop (`"cumulative"`) reaches the probability.
         monotonic_head_wait (`int` or `None`): with hard heads at inference, none stops more than so many positions
             behind the leftmost of its layer, so that slow heads hold up no text (head-synchronous decoding, Inaguma et
             al. 2020, arXiv 2005.09394); 0: all stop together. `None`: each stops where it will.
@@ -213,9 +213,10 @@ class EntmaxAsrConfig(PreTrainedConfig):
     energy_bias_init: float | int = -2.0
     energy_noise_std: float | int = 1.0
     monotonic_straight_through: bool = False
-    # These two are switched on a living model, where a slip of the pen would go unnoticed.
+    # These are switched on a living model, where a slip of the pen would go unnoticed.
     monotonic_decoding: str = validated_field(one_of("hard", "soft"), default="hard")
     firing_rule: str = validated_field(one_of("threshold", "cumulative"), default="threshold")
+    firing_probability: float = validated_field(probability, default=0.5)
     monotonic_head_wait: int | None = None
     head_drop: float | int = 0.0
 

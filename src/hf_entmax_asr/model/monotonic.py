@@ -67,9 +67,7 @@ class MonotonicAttention(MultiHeadAttention):
         alone = self.config.monotonic_chunk_size == 1 and self.config.monotonic_head_wait is None
         if self._reads_hard() and alone and not need_weights:
             start = self._first_start(cache, past_tokens)
-            context, stops = hard_reading(
-                query, key, value, self.energy_bias, start, source_mask, self.config.firing_rule
-            )
+            context, stops = hard_reading(query, key, value, self.energy_bias, start, source_mask, *self._firing())
             if cache is not None:
                 cache.record(stops, past_tokens)
             return CrossAttentionOutput(self._output(hidden_states, context), boundary=stops)
@@ -128,6 +126,10 @@ class MonotonicAttention(MultiHeadAttention):
             context = self.cross_head(hidden_states, context)
         return self.out_proj(merge_heads(context))
 
+    def _firing(self) -> tuple[str, float]:
+        """Rule and probability by which hard heads stop."""
+        return self.config.firing_rule, self.config.firing_probability
+
     def _reads_hard(self) -> bool:
         return not self.training and self.config.monotonic_decoding == "hard"
 
@@ -148,12 +150,12 @@ class MonotonicAttention(MultiHeadAttention):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Weights (B, H, U, S), and of alignment (B, H, U, S) and boundary (B, H, U) those that were needed."""
         chunk = self.config.monotonic_chunk_size
-        rule = self.config.firing_rule
+        rule, probability = self._firing()
         alignment = boundary = None
         if self._reads_hard():
             start, wait = self._first_start(cache, past_tokens), self.config.monotonic_head_wait
             active = self.active_heads() if wait is not None and hasattr(self, "gate") else None
-            boundary = hard_stops(energy, start, source_mask, rule, wait, active)
+            boundary = hard_stops(energy, start, source_mask, rule, wait, active, probability)
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
             start = cache.state(past_tokens) if cache is not None else None
@@ -162,7 +164,7 @@ class MonotonicAttention(MultiHeadAttention):
             alignment = expected_alignment(preserve_mass(energy, source_mask), source_mask, start)
             weights = expected_soft_attention(alignment, window_energy, chunk, source_mask)
             if self.training and self.config.monotonic_straight_through:
-                stops = hard_stops(energy.detach(), None, source_mask, rule)
+                stops = hard_stops(energy.detach(), None, source_mask, rule, probability=probability)
                 read = soft_window(window_energy.detach(), stops, chunk, source_mask)
                 weights = read + (weights - weights.detach())
         progress = alignment if boundary is None else boundary

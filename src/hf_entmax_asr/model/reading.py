@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .alignment import hard_alignment
+from .alignment import firing_limit, hard_alignment
 
 try:  # the native form, where the package is installed; this file also travels alone
     from hf_entmax_asr.kernels import hard_reading as native_hard_reading
@@ -20,6 +20,7 @@ def hard_stops(
     rule: str = "threshold",
     wait: int | None = None,
     active: Tensor | None = None,
+    probability: float = 0.5,
 ) -> Tensor:
     """Where each head stops, token after token: `hard_alignment` for U tokens.
 
@@ -27,7 +28,7 @@ def hard_stops(
         energy: (B, H, U, S).
         start: (B, H) integer, where the heads stopped for the token before the first; position 0 by default.
         source_mask: (B, S) boolean, true where real.
-        rule: "threshold" or "cumulative", see `hard_alignment`.
+        rule, probability: see `hard_alignment`.
         wait: no head stops more than so many positions behind the leftmost one (head-synchronous decoding, Inaguma
             et al. 2020, arXiv 2005.09394); None: each stops where it will.
         active: (H,) boolean, heads among which the leftmost is looked for; None: all.
@@ -39,7 +40,7 @@ def hard_stops(
         start = torch.zeros(energy.shape[:2], dtype=torch.long, device=energy.device)
     stops = []
     for row in energy.unbind(2):
-        start = hard_alignment(row, start, source_mask, rule)
+        start = hard_alignment(row, start, source_mask, rule, probability=probability)
         if wait is not None:
             farthest = start if active is None else start.masked_fill(~active, row.shape[-1])
             leftmost = farthest.amin(1, keepdim=True)
@@ -56,6 +57,7 @@ def hard_reading(
     start: Tensor | None = None,
     source_mask: Tensor | None = None,
     rule: str = "threshold",
+    probability: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """The values where the heads stop, for energies query keyᵀ + bias.
 
@@ -67,7 +69,7 @@ def hard_reading(
         key: (B, H, S, D).
         value: (B, H, S, E).
         bias: (H,) of the energies.
-        start, source_mask, rule: as for `hard_stops`.
+        start, source_mask, rule, probability: as for `hard_stops`.
 
     Returns:
         context (B, H, U, E) in the dtype of `value`, boundary (B, H, U) integer.
@@ -77,7 +79,8 @@ def hard_reading(
             is no position of the audio (looked for on the CPU, where that waits for nothing).
     """
     if native_hard_reading is not None:  # which takes nothing that is refused below
-        read = native_hard_reading(query, key, value, bias, start, source_mask, rule)
+        limit = firing_limit(rule, probability)
+        read = native_hard_reading(query, key, value, bias, start, source_mask, rule, limit)
         if read is not None:
             return read
     _check_heads(query, key, value, bias)
@@ -91,7 +94,7 @@ def hard_reading(
             )
     _check_start_range(start, key.shape[2])
     energy = (query @ key.transpose(-1, -2)).float() + bias.float().view(-1, 1, 1)
-    boundary = hard_stops(energy, start, source_mask, rule)
+    boundary = hard_stops(energy, start, source_mask, rule, probability=probability)
     return value.gather(2, boundary.unsqueeze(-1).expand(*boundary.shape, value.shape[-1])), boundary
 
 

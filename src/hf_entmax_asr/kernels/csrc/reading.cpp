@@ -8,6 +8,7 @@
 struct Reading {
   int32_t batch, heads, targets, positions, width, value_width;
   int32_t cumulative;
+  double limit;  // from which an energy fires; cumulative: to which Π(1 − σ(e)) falls, its logarithm
   const float *query, *key, *value;
   int64_t query_stride[3], key_stride[3], value_stride[3];  // B, H, row; that of the last axis is 1
   const float* bias;                                        // (H)
@@ -45,9 +46,8 @@ static void read_head(const Reading& p, int b, int h) {
       const float energy = dot(query, key + j * p.key_stride[2], p.width) + p.bias[h];
       if (p.cumulative) {
         passed += log_pass(energy);
-        // Where σ is 1/2 to rounding the threshold fires; so does this.
-        if (passed <= -0.6931471805599453 * (1 - 1e-6)) break;
-      } else if (energy >= 0.0f) {
+        if (passed <= p.limit) break;
+      } else if (energy >= (float)p.limit) {
         break;
       }
     }
