@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from program_options import add_language_model_options, corpora, text_rules
+from program_options import DECODING, add_decoding_options, add_language_model_options, corpora, text_rules
 
 
 def parse() -> argparse.Namespace:
@@ -28,11 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="sub-folder of the data (default: test)")
     parser.add_argument("--lower-case", action="store_true", help="of the references, as data.lower_case in training")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
-    parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
-    parser.add_argument(
-        "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
-    )
-    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
+    add_decoding_options(parser)
     parser.add_argument("--frames-per-batch", type=int, default=16000, help="padded 10 ms frames in a batch")
     parser.add_argument("--max-utterances", type=int, help="score only the first so many")
     parser.add_argument("--output", type=Path, help="file for the utterances, as JSON lines")
@@ -107,7 +103,10 @@ def search_of(arguments: argparse.Namespace, model: Any) -> str:
     if weight == 1:
         parts.append("CTC alone")
     else:
-        parts += [f"{model.config.monotonic_decoding} monotonic heads"] if is_monotonic(model) else []
+        if is_monotonic(model):
+            parts.append(f"{model.config.monotonic_decoding} monotonic heads")
+            if model.config.monotonic_decoding == "hard" and model.config.firing_probability != 0.5:
+                parts.append(f"firing probability {model.config.firing_probability:g}")
         parts += [f"CTC (weight {weight:g})"] if weight else []
     if arguments.lm is None:
         return ", ".join([*parts, "no language model"])
@@ -178,7 +177,7 @@ def main() -> int:
         utterances = prepare_split(rows, processor)
         collate = SpeechSeq2SeqCollator(processor)
         with (
-            decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight),
+            decoding_as(model, **{name: getattr(arguments, name) for name in DECODING}),
             tqdm(total=len(utterances), unit="utt", disable=None) as bar,
         ):
             hypotheses = recognise(

@@ -14,6 +14,7 @@ EXPORT_FORMATS = ("onnx", "torch")
 TRANSCRIPT_FORMS = ("txt", "json", "srt", "vtt", "ctm")
 LANGUAGE_MODEL_UNITS = ("word", "character")
 UNKNOWN_WORDS = 10_000_000
+DECODING = ("decoding", "firing_rule", "firing_probability", "ctc_weight")
 GENERAL_TEXT_RULES = ("none", "basic", "english")
 
 
@@ -35,6 +36,16 @@ def corpora_in_text() -> tuple[str, ...]:
 def text_rules() -> tuple[str, ...]:
     """The names of the rules that texts can be scored by; not every corpus has one of its own."""
     return tuple(dict.fromkeys((*GENERAL_TEXT_RULES, *corpora())))
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """What `recognition.decoding_as` takes: `DECODING`."""
+    parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
+    parser.add_argument(
+        "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
+    )
+    parser.add_argument("--firing-probability", type=float, help="at which it does (default: the checkpoint's)")
+    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
 
 
 def add_language_model_options(parser: argparse.ArgumentParser) -> None:

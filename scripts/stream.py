@@ -35,6 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--head-wait", type=int, help="positions that heads wait for slower ones (default: the model's)"
     )
+    parser.add_argument("--firing-probability", type=float, help="at which heads stop (default: the model's)")
     parser.add_argument("--language", help="of a multilingual model")
     parser.add_argument("--paced", action="store_true", help="feed a file at the pace of speech")
     shape = parser.add_mutually_exclusive_group()
@@ -114,6 +115,8 @@ def main() -> int:
     model, processor = load_recogniser(arguments.checkpoint, arguments.device)
     if arguments.head_wait is not None:
         model.config.monotonic_head_wait = arguments.head_wait
+    if arguments.firing_probability is not None:
+        model.config.firing_probability = arguments.firing_probability
     session = model.stream(
         processor,
         chunk_ms=arguments.chunk_ms,

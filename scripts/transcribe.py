@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from program_options import TRANSCRIPT_FORMS, add_language_model_options
+from program_options import DECODING, TRANSCRIPT_FORMS, add_decoding_options, add_language_model_options
 
 
 def parse() -> argparse.Namespace:
@@ -35,11 +35,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="leave out what an earlier run that was stopped has done")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=1, help="beam width (default: 1, greedy)")
-    parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
-    parser.add_argument(
-        "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
-    )
-    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
+    add_decoding_options(parser)
     parser.add_argument(
         "--piece-seconds", type=float, default=30.0, help="longer files are cut at their pauses (default: 30)"
     )
@@ -115,7 +111,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What the texts depend on."""
         given = vars(self.arguments)
-        names = ["num_beams", "decoding", "firing_rule", "ctc_weight", "piece_seconds", "max_seconds"]
+        names = ["num_beams", *DECODING, "piece_seconds", "max_seconds"]
         names += ["lm", "lm_weight", "insertion_bonus", "lm_unit", "unknown_words"]
         weights = Path(self.arguments.checkpoint) / "model.safetensors"
         return {
@@ -163,7 +159,7 @@ class Run:
         model, processor = load_recogniser(arguments.checkpoint, arguments.device or self.team.device, any_system=True)
         model = with_language_model(model, processor, arguments)
         with ExitStack() as stack:
-            stack.enter_context(decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight))
+            stack.enter_context(decoding_as(model, **{name: getattr(arguments, name) for name in DECODING}))
             if self.journal is not None:
                 stack.enter_context(self.journal)
             done = transcribe_files(

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from program_options import add_reading_options, corpora
+from program_options import DECODING, add_decoding_options, add_reading_options, corpora
 
 
 def parse() -> argparse.Namespace:
@@ -27,11 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--corpus", choices=corpora(), default="folder", help="the form of the data (default: folder)")
     parser.add_argument("--split", default="validation", help="sub-folder of the data (default: validation)")
     parser.add_argument("--num-beams", "--num_beams", type=int, default=5, help="beam width (default: 5)")
-    parser.add_argument("--decoding", choices=("hard", "soft"), help="of monotonic heads (default: the checkpoint's)")
-    parser.add_argument(
-        "--firing-rule", choices=("threshold", "cumulative"), help="when a hard head stops (default: the checkpoint's)"
-    )
-    parser.add_argument("--ctc-weight", type=float, help="0: decoder alone, 1: CTC alone (default: the checkpoint's)")
+    add_decoding_options(parser)
     parser.add_argument("--frames-per-batch", type=int, default=16000, help="padded 10 ms frames in a batch")
     parser.add_argument("--max-utterances", type=int, help="use only the first so many")
     parser.add_argument("--device", help="for example cpu or cuda:0 (default: a GPU where there is one)")
@@ -102,7 +98,7 @@ def main() -> int:
     collate = SpeechSeq2SeqCollator(processor)
     scores = {}
     with (
-        decoding_as(model, arguments.decoding, arguments.firing_rule, arguments.ctc_weight),
+        decoding_as(model, **{name: getattr(arguments, name) for name in DECODING}),
         tqdm(total=len(utterances) * len(grid), unit="utt", disable=None) as bar,
     ):
         for pair, fusion in fusions.items():

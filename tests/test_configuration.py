@@ -68,6 +68,7 @@ def test_which_layers_are_monotonic_and_gated():
         ({"cross_attention": "local"}, "Use one of: full, monotonic"),
         ({"monotonic_decoding": "Hard"}, "'Hard' is not known. Use one of: hard, soft"),
         ({"firing_rule": "mean"}, "'mean' is not known. Use one of: threshold, cumulative"),
+        ({"firing_probability": 1.0}, "1.0 must lie between 0 and 1"),
         ({"head_regularizer": "l1"}, "head_regularizer = 'l1'"),
         ({"activation_function": "square"}, "activation_function = 'square'"),
         ({"d_model": "16"}, "expected int, got str"),

@@ -107,6 +107,7 @@ def whisper(tmp_path_factory):
         cross_attention="monotonic",
         monotonic_chunk_size=None,
         firing_rule="cumulative",
+        firing_probability=0.7,
     )
     model.config.max_tokens_per_position = 0.3
     export_recogniser(model, processor, place / "exported")

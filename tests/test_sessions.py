@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
+from hf_entmax_asr.recognition import decoding_as
 from hf_entmax_asr.tokenization import train_character_tokenizer
 from support.small_models import small_model
 
@@ -338,3 +339,15 @@ def test_a_finished_session_takes_no_more():
     for call in (lambda: session.feed(speech(0.1)), session.finish):
         with pytest.raises(ValueError, match="reset"):
             call()
+
+
+def test_heads_that_must_be_surer_stop_later_and_a_stream_still_gives_the_tokens_of_the_whole():
+    late = []
+    for probability in (0.3, 0.5, 0.9):
+        model, processor = recogniser(monotonic_chunk_size=None, firing_rule="cumulative")
+        with decoding_as(model, firing_probability=probability):
+            session, _ = stream(model, processor, speech(2.5))
+            assert session.sequence == offline(model, processor, speech(2.5)).sequences[0].tolist()
+        assert model.config.firing_probability == 0.5
+        late.append(session.tokens[0].time_ms)
+    assert late[0] < late[1] < late[2]

@@ -17,29 +17,35 @@ Batch = dict[str, torch.Tensor]
 @contextmanager
 def decoding_as(
     model: Any,
-    monotonic_decoding: str | None = None,
+    decoding: str | None = None,
     firing_rule: str | None = None,
     ctc_weight: float | None = None,
+    firing_probability: float | None = None,
 ) -> Iterator[None]:
     """Decode in another way inside the block: "hard" or "soft"; "threshold" or "cumulative"; the weight of CTC, from 0
-    to 1. None leaves as it is.
+    to 1; the probability at which a hard head stops. None leaves as it is.
 
     Raises:
         ValueError: a name that the model does not know.
     """
-    before = model.config.monotonic_decoding, model.config.firing_rule
+    chosen = {
+        "monotonic_decoding": decoding,
+        "firing_rule": firing_rule,
+        "firing_probability": firing_probability,
+    }
+    before = {name: getattr(model.config, name) for name in chosen}
     weight_before = getattr(model.generation_config, "ctc_weight", None)
     try:
         if ctc_weight is not None:
             model.generation_config.ctc_weight = ctc_weight
-        if monotonic_decoding is not None:
-            model.config.monotonic_decoding = monotonic_decoding
-        if firing_rule is not None:
-            model.config.firing_rule = firing_rule
+        for name, value in chosen.items():
+            if value is not None:
+                setattr(model.config, name, value)
         model.config.validate_choices()
         yield
     finally:
-        model.config.monotonic_decoding, model.config.firing_rule = before
+        for name, value in before.items():
+            setattr(model.config, name, value)
         if ctc_weight is not None:
             model.generation_config.ctc_weight = weight_before
 
