@@ -26,6 +26,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", default="test")
     parser.add_argument("--utterances", type=int, default=100)
     parser.add_argument("--sessions", type=int, default=12, help="utterances that are streamed for their delays")
+    parser.add_argument("--firing-probability", type=float, help="at which hard heads stop (default: the checkpoint's)")
     parser.add_argument("--chunks-ms", type=int, nargs="+", default=[1280, 640, 320])
     return parser.parse_args()
 
@@ -94,6 +95,8 @@ def main() -> int:
     model, processor = load_recogniser(arguments.checkpoint, "cpu")
     extractor = processor.feature_extractor
     extractor.maximum = "running"
+    if arguments.firing_probability is not None:
+        model.config.firing_probability = arguments.firing_probability
     rows = read_corpus("folder", arguments.data, splits=[arguments.split]).splits[arguments.split]
     chosen = [rows[int(index)] for index in evenly_spaced(len(rows), arguments.utterances)]
     pairs = [(np.asarray(read_audio(row["audio"], extractor.sampling_rate)), plain(row["text"])) for row in chosen]
