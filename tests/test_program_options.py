@@ -24,7 +24,11 @@ from program_options import text_rules as rule_names
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [path for path in sorted((ROOT / "scripts").glob("*.py")) if path.stem != "program_options"]
-EXPERIMENTS = ("silence", "from_whisper/live", "from_whisper/joined_recording", "from_whisper/road")
+EXPERIMENTS = (
+    "silence",
+    "searches",
+    *(f"from_whisper/{name}" for name in ("firing", "joined_recording", "live", "road", "word_times")),
+)
 # Values that no option of the programs takes, and what else they need.
 WRONG_VALUES = (
     ["scripts/evaluate.py", "C", "D", "--corpus", "none"],

@@ -297,10 +297,28 @@ def test_a_long_utterance_is_cut_before_its_positions_end():
         stream(model, processor, speech(4))
 
 
-def test_silence_says_nothing():
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("pause_ms", [None, 300])
+def test_silence_says_nothing(beams, pause_ms):
     model, processor = recogniser()
-    session, _ = stream(model, processor, np.zeros(3 * RATE, np.float32), pause_ms=300, longest_seconds=1.2)
+    silence = np.zeros(3 * RATE, np.float32)
+    session, _ = stream(model, processor, silence, pause_ms=pause_ms, longest_seconds=1.2, num_beams=beams)
     assert session.text == ""
+
+
+def test_pauses_end_utterances_with_beams_too():
+    model, processor = recogniser()
+    stream_of = np.concatenate([speech(0.8), np.zeros(RATE, np.float32)] * 2 + [speech(0.4, 1)])
+    options = {"pause_ms": 300, "longest_seconds": 2.5, "num_beams": 3}
+    session, events = stream(model, processor, stream_of, np.linspace(0, 1, 17), **options)
+    for before, after in itertools.pairwise(events):
+        assert after.committed.startswith(before.committed)
+    assert session.text.count(" ") >= 2
+    assert not events[-1].partial
+    assert session.tokens == stream(model, processor, stream_of, **options)[0].tokens
+    one, _ = stream(model, processor, stream_of[: int(1.8 * RATE)], **options)
+    assert one.text
+    assert session.text.startswith(one.text)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class BeamWriter(TokenWriter):
         kept = min(max(2, 1 + len(self._ends)) * beams, beams * vocabulary)
         best, indices = (log_probs + scores[:, None]).flatten().topk(kept)
         parents = (indices // vocabulary).tolist()
-        stops = [held.progress[:, :, -1].tolist() for held in self.held]
+        stops = [held.progress[:, :, -1].tolist() for held in self.held if held.progress is not None]
         running, normalised = [], (length - len(self.given)) ** self._length_penalty
         each = zip(best.tolist(), parents, (indices % vocabulary).tolist(), strict=True)
         for rank, (score, parent, token) in enumerate(each):
@@ -124,6 +124,8 @@ class BeamWriter(TokenWriter):
             self._agreed.extend(self._ended[0].tokens)
             return
         open_ = [hypothesis.tokens for hypothesis in self._running if hypothesis.score > IMPOSSIBLE / 2]
+        if not open_:
+            return
         texts = [[token.id for token in tokens] for tokens in (*open_, *(best.tokens for best in self._ended[:1]))]
         agreed = 0
         while agreed < min(map(len, texts)) and len({text[agreed] for text in texts}) == 1:
