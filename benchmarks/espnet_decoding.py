@@ -13,11 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from espnet.nets.batch_beam_search import BatchBeamSearch
-from espnet.nets.scorers.ctc import CTCPrefixScorer
-from espnet2.asr.ctc import CTC
-from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
-from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from timing import compare, machine, parser, table
@@ -31,6 +26,11 @@ class EspnetRecogniser:
     """Encoder, decoder and CTC of a configuration, searched as espnet2's asr_inference does."""
 
     def __init__(self, config: EntmaxAsrConfig):
+        # Here, for this program's options can be read without ESPnet.
+        from espnet2.asr.ctc import CTC
+        from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+        from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+
         self.config = config
         self.encoder = TransformerEncoder(
             config.num_mel_bins,
@@ -53,6 +53,9 @@ class EspnetRecogniser:
     @torch.no_grad()
     def recognise(self, features: torch.Tensor, beams: int, ctc_weight: float, tokens: int) -> object:
         """The best texts of (1, T, F), each of so many tokens."""
+        from espnet.nets.batch_beam_search import BatchBeamSearch
+        from espnet.nets.scorers.ctc import CTCPrefixScorer
+
         states = self.encoder(features, torch.tensor([features.shape[1]]))[0]
         end = self.config.eos_token_id
         search = BatchBeamSearch(
