@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 def parse() -> argparse.Namespace:
@@ -37,13 +36,15 @@ if __name__ == "__main__":
     parse()  # a wrong option ends the program here, before the imports below load torch
 
 import torch
+from experiments.real_speech.grid_cell import recognised
 from experiments.real_speech.grid_table import Hypotheses, mean_rate, p_value, table
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.ngram_lm import LanguageModelFusion, NgramModel
 from hf_entmax_asr.ngram_lm.fusion import FusedModel
-from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.ngram_lm.options import candidates_wanted
+from hf_entmax_asr.recognition import decoding_as
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 
@@ -54,18 +55,6 @@ def searches(arguments: argparse.Namespace) -> Iterator[tuple[int, float, bool]]
         for ctc_weight in arguments.ctc_weights:
             for beams in arguments.beams:
                 yield beams, ctc_weight, with_lm
-
-
-def fused(model: Any, tokenizer: Any, arguments: argparse.Namespace, beams: int, ctc_weight: float) -> FusedModel:
-    """The recogniser with the language model."""
-    fusion = LanguageModelFusion(
-        NgramModel(arguments.lm),
-        tokenizer,
-        weight=arguments.lm_weight,
-        insertion_bonus=arguments.insertion_bonus,
-        candidates=None if ctc_weight == 1 else 2 * beams,  # CTC alone wants all tokens
-    )
-    return FusedModel(model, fusion)
 
 
 def named(beams: int, ctc_weight: float, with_lm: bool) -> str:
@@ -82,20 +71,23 @@ def main() -> int:
     torch.set_num_threads(1)
     model, processor = load_recogniser(arguments.checkpoint, "cpu", any_system=True)
     utterances = prepare_split(read_split(arguments.data, arguments.split, most=arguments.utterances), processor)
-    collate = SpeechSeq2SeqCollator(processor)
+    language_model = NgramModel(arguments.lm) if arguments.lm else None
     seconds = int(utterances.frames.sum()) * processor.feature_extractor.seconds_per_frame
     first, rows = None, []
     for beams, ctc_weight, with_lm in searches(arguments):
-        searched = fused(model, processor.tokenizer, arguments, beams, ctc_weight) if with_lm else model
+        searched = model
+        if with_lm and language_model is not None:
+            fusion = LanguageModelFusion(
+                language_model,
+                processor.tokenizer,
+                weight=arguments.lm_weight,
+                insertion_bonus=arguments.insertion_bonus,
+                candidates=candidates_wanted(model, argparse.Namespace(num_beams=beams, ctc_weight=ctc_weight)),
+            )
+            searched = FusedModel(model, fusion)
         began = time.process_time()
         with decoding_as(model, ctc_weight=ctc_weight):
-            texts = recognise(
-                searched,
-                processor.tokenizer,
-                utterances.frames,
-                lambda indices: collate([utterances.example(i) for i in indices]),
-                num_beams=beams,
-            )
+            texts = recognised(searched, processor, utterances, beams)
         factor = (time.process_time() - began) / seconds
         heard = Hypotheses(utterances.ids, utterances.texts, texts)
         first = first or heard

@@ -33,13 +33,14 @@ if __name__ == "__main__":
 
 import torch
 from experiments.from_whisper.delays import stops_behind_words
+from experiments.real_speech.grid_cell import recognised
 from experiments.real_speech.grid_table import Hypotheses, mean_rate, p_value, table
 from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.analysis.phonemes import read_ctm
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.evenly_spaced import evenly_spaced
-from hf_entmax_asr.recognition import SpeechSeq2SeqCollator, decoding_as, recognise
+from hf_entmax_asr.recognition import decoding_as
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import prepare_split, read_split
 
@@ -55,17 +56,11 @@ def main() -> int:
     if arguments.utterances is not None:
         rows = rows.select(evenly_spaced(len(rows), arguments.utterances))
     utterances = prepare_split(rows, processor)
-    collate = SpeechSeq2SeqCollator(processor)
     first, lines = None, []
     ways = [("hard", probability) for probability in arguments.probabilities] + [("soft", None)] * arguments.soft
     for decoding, probability in ways:
         with decoding_as(model, decoding, firing_probability=probability):
-            texts = recognise(
-                model,
-                processor.tokenizer,
-                utterances.frames,
-                lambda indices: collate([utterances.example(i) for i in indices]),
-            )
+            texts = recognised(model, processor, utterances)
             delays = ["", "", ""]
             if words is not None and decoding == "hard":
                 found = stops_behind_words(model, processor, utterances, words)

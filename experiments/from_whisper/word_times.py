@@ -41,7 +41,7 @@ from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.error_messages import reports_errors
 from hf_entmax_asr.model.words import TimedText
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
-from hf_entmax_asr.recognition.utterances import prepare_split, read_split
+from hf_entmax_asr.recognition.utterances import DataError, prepare_split, read_split
 from hf_entmax_asr.recognition.word_times import TimeErrors, measure_word_times, true_words
 
 RATE = 16_000
@@ -66,13 +66,15 @@ def main() -> int:
     arguments = parse()
     disable_progress_bar()
     truth = true_words(arguments.data, arguments.split, arguments.times)
-    rows = [row for row in read_split(arguments.data, arguments.split, most=arguments.utterances) if row["id"] in truth]
-    results = {arguments.whisper: whisper_word_times(arguments.whisper, rows, truth)}
+    rows = read_split(arguments.data, arguments.split, most=arguments.utterances)
+    timed = [row for row in rows if row["id"] in truth]
+    results = {arguments.whisper: whisper_word_times(arguments.whisper, timed, truth)}
     for checkpoint in arguments.checkpoints:
         model, processor = load_recogniser(checkpoint, "cpu")
-        utterances = prepare_split(read_split(arguments.data, arguments.split, most=arguments.utterances), processor)
-        results[checkpoint] = measure_word_times(model, processor, utterances, truth)
+        results[checkpoint] = measure_word_times(model, processor, prepare_split(rows, processor), truth)
     common = set.intersection(*(set(errors.of_word) for errors in results.values()))
+    if not common:
+        raise DataError("there is no word that all of them recognise right, so there are no times to compare")
     for name, errors in results.items():
         print(f"{name}: {errors}")
         print(f"  the words that all recognise: {errors.among(common)}")

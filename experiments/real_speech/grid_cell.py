@@ -211,21 +211,28 @@ def recognise_ways(
 
     Writes one file of hypotheses a way to `folder`, as scripts/compare.py takes it.
     """
-    collate = SpeechSeq2SeqCollator(processor)
     scores = {}
     for way in WAYS["monotonic" if is_monotonic(model) else "full"]:
         with decoding_as(model, None if way == "full" else way):
-            texts = recognise(
-                model,
-                processor.tokenizer,
-                utterances.frames,
-                lambda indices: collate([utterances.example(i) for i in indices]),
-                frames_per_batch=frames_per_batch,
-                num_beams=num_beams,
-            )
+            texts = recognised(model, processor, utterances, num_beams, frames_per_batch)
         scores[way] = Scores.of(utterances.texts, texts).as_dict()
         _write_hypotheses(folder / f"{way}.jsonl", utterances, texts)
     return scores
+
+
+def recognised(
+    model: Any, processor: Any, utterances: Utterances, num_beams: int = 1, frames_per_batch: int = 16000
+) -> list[str]:
+    """The texts of a split, in its order."""
+    collate = SpeechSeq2SeqCollator(processor)
+    return recognise(
+        model,
+        processor.tokenizer,
+        utterances.frames,
+        lambda indices: collate([utterances.example(i) for i in indices]),
+        frames_per_batch=frames_per_batch,
+        num_beams=num_beams,
+    )
 
 
 def _write_hypotheses(file: Path, utterances: Utterances, texts: Sequence[str]) -> None:

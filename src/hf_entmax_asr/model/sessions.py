@@ -102,6 +102,7 @@ class StreamSession:
     (`feed_together`)."""
 
     _recent: Tensor
+    _told_partial: str
 
     def __init__(
         self,
@@ -194,8 +195,10 @@ class StreamSession:
             for chunk in chunks:
                 states = yield chunk
                 tokens = yield from self._take_in(states)
-                if tokens or self._partial() != self._told_partial:
-                    events.append(self._event(tokens, self._ms(self._needed())))
+                partial = self._partial()
+                if tokens or partial != self._told_partial:
+                    self._told_partial = partial
+                    events.append(StreamEvent(self.text, partial, tuple(tokens), self._ms(self._needed())))
                 if self._ends_here():
                     pending = yield from self._end_utterance(events)
                     break
@@ -252,9 +255,11 @@ class StreamSession:
     def _begin_utterance(self) -> None:
         extractor = self.processor.feature_extractor
         self._encoder = IncrementalEncoder(self.model.get_encoder(), extractor, self.chunks)
-        self._writer = TokenWriter(self.model, self.prompt)
-        if self.num_beams > 1:
-            self._writer = BeamWriter(self.model, self.prompt, num_beams=self.num_beams)
+        self._writer = (
+            TokenWriter(self.model, self.prompt)
+            if self.num_beams == 1
+            else BeamWriter(self.model, self.prompt, num_beams=self.num_beams)
+        )
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
         self._recent = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
         self._ids: list[int] = []
@@ -342,17 +347,14 @@ class StreamSession:
 
     def _partial(self) -> str:
         """What the likeliest text has behind the committed one."""
-        if not self._writer.pending():
+        pending = self._writer.pending()
+        if not pending:
             return "…" if self._held_back else ""
-        ids = self._ids + self._writer.pending()
+        ids = self._ids + pending
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         whole = text.rstrip("\ufffd")
         partial = whole[len(self._committed) :] + ("…" if whole != text else "")
         return f" {partial}" if self._earlier and partial and not self._committed else partial
-
-    def _event(self, tokens: list[StreamToken], audio_ms: float) -> StreamEvent:
-        self._told_partial = self._partial()
-        return StreamEvent(self.text, self._told_partial, tuple(tokens), audio_ms)
 
 
 def feed_together(sessions: Sequence[StreamSession], pieces: Sequence[Any]) -> list[list[StreamEvent]]:
