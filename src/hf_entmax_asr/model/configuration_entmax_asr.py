@@ -100,15 +100,15 @@ class EntmaxAsrConfig(PreTrainedConfig):
         energy_bias_init (`float`): learned bias of the energies before training. Best −log(positions per token) of
             the data, because a head of stopping probability p advances 1/p − 1 positions a token.
         energy_noise_std (`float`): Gaussian noise on the energies, in training only.
-        monotonic_straight_through (`bool`): in training, read with hard decisions and use the gradient of the
-            expected alignment. Meant for the last part of training.
+        monotonic_straight_through (`bool`): in training (its last part), read hard; the gradient is the expected's.
         monotonic_decoding (`str`): `"hard"` (each head stops at one position; what streams) or `"soft"` (the
             expected alignment), for inference.
         firing_rule (`str`), firing_probability (`float`): a hard head stops at the first position where its p
             (`"threshold"`) or 1 − Π(1 − p) since the last stop (`"cumulative"`) reaches the probability.
         monotonic_head_wait (`int` or `None`): with hard heads at inference, none stops more than so many positions
-            behind the leftmost of its layer, so that slow heads hold up no text (head-synchronous decoding, Inaguma et
-            al. 2020, arXiv 2005.09394); 0: all stop together. `None`: each stops where it will.
+            behind the leftmost of its layer (head-synchronous decoding, Inaguma et al. 2020, arXiv 2005.09394), so
+            that slow heads hold up no text; 0: all stop together. `None`: each stops where it will.
+        monotonic_shared_stops (`bool`): the heads of a layer stop together, by the mean of their energies (ours).
         head_drop (`float`): HeadDrop probability of a monotonic head, per utterance, in training.
 
     Head regularisation (Sec. III-B names an L1 term and gives no formula; all are our readings):
@@ -218,6 +218,7 @@ class EntmaxAsrConfig(PreTrainedConfig):
     firing_rule: str = validated_field(one_of("threshold", "cumulative"), default="threshold")
     firing_probability: float = validated_field(probability, default=0.5)
     monotonic_head_wait: int | None = None
+    monotonic_shared_stops: bool = False
     head_drop: float | int = 0.0
 
     head_regularizer: str = "none"

@@ -65,6 +65,7 @@ class MonotonicAttention(MultiHeadAttention):
         query = self.heads_of(self.q_proj, hidden_states) * self.scale
         key, value, window_key = self._keys_and_values(encoder_hidden_states, cache)
         alone = self.config.monotonic_chunk_size == 1 and self.config.monotonic_head_wait is None
+        alone = alone and not self.config.monotonic_shared_stops
         if self._reads_hard() and alone and not need_weights:
             start = self._first_start(cache, past_tokens)
             context, stops = hard_reading(query, key, value, self.energy_bias, start, source_mask, *self._firing())
@@ -72,15 +73,20 @@ class MonotonicAttention(MultiHeadAttention):
                 cache.record(stops, past_tokens)
             return CrossAttentionOutput(self._output(hidden_states, context), boundary=stops)
         energy = (query @ key.transpose(-1, -2)).float() + self.energy_bias.float().view(-1, 1, 1)
+        if self.config.monotonic_shared_stops:
+            active = self.active_heads().view(-1, 1, 1)
+            energy = (energy * active).sum(1, keepdim=True) / active.sum(0).clamp(min=1)
         if self.training and self.config.energy_noise_std > 0:
             energy = energy + torch.randn_like(energy) * self.config.energy_noise_std
-        window_energy = energy
+        window_energy = self._of_each_head(energy)
         if window_key is not None:
             window_query = self.heads_of(self.window_q_proj, hidden_states) * self.scale
             window_energy = (window_query @ window_key.transpose(-1, -2)).float()
         weights, alignment, boundary = self._align(energy, window_energy, source_mask, cache, past_tokens)
         output = self._output(hidden_states, weights.to(value.dtype) @ value)
-        penalty = self._penalty(energy, alignment, source_mask, target_mask, reference) if self.training else None
+        penalty = None
+        if self.training:
+            penalty = self._penalty(self._of_each_head(energy), alignment, source_mask, target_mask, reference)
         return CrossAttentionOutput(output, weights, boundary, penalty)
 
     def active_heads(self) -> Tensor:
@@ -133,6 +139,10 @@ class MonotonicAttention(MultiHeadAttention):
     def _reads_hard(self) -> bool:
         return not self.training and self.config.monotonic_decoding == "hard"
 
+    def _of_each_head(self, of_stops: Tensor) -> Tensor:
+        """(B, H or 1, …) of what stops -> (B, H, …): heads that share their stops have the same."""
+        return of_stops.expand(-1, self.num_heads, *(-1,) * (of_stops.dim() - 2))
+
     def _first_start(self, cache: MonotonicLayer | None, past_tokens: int) -> Tensor | None:
         """(B, H) where hard heads stand before the first of the new tokens; None at the beginning."""
         start = cache.state(past_tokens) if cache is not None else None
@@ -148,23 +158,30 @@ class MonotonicAttention(MultiHeadAttention):
         cache: MonotonicLayer | None,
         past_tokens: int,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Weights (B, H, U, S), and of alignment (B, H, U, S) and boundary (B, H, U) those that were needed."""
-        chunk = self.config.monotonic_chunk_size
+        """Weights (B, H, U, S), and of alignment (B, H, U, S) and boundary (B, H, U) those that were needed.
+
+        The energy is (B, 1, U, S) where heads share their stops.
+        """
+        chunk, stopping = self.config.monotonic_chunk_size, energy.shape[1]
         rule, probability = self._firing()
         alignment = boundary = None
         if self._reads_hard():
             start, wait = self._first_start(cache, past_tokens), self.config.monotonic_head_wait
-            active = self.active_heads() if wait is not None and hasattr(self, "gate") else None
-            boundary = hard_stops(energy, start, source_mask, rule, wait, active, probability)
+            start = None if start is None else start[:, :stopping]
+            active = self.active_heads() if wait is not None and hasattr(self, "gate") and stopping > 1 else None
+            boundary = self._of_each_head(hard_stops(energy, start, source_mask, rule, wait, active, probability))
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
             start = cache.state(past_tokens) if cache is not None else None
             if start is not None and start.dim() == 2:
                 raise ValueError("The cache was filled with monotonic_decoding='hard' and is now read with 'soft'.")
+            start = None if start is None else start[:, :stopping]
             alignment = expected_alignment(preserve_mass(energy, source_mask), source_mask, start)
+            alignment = self._of_each_head(alignment)
             weights = expected_soft_attention(alignment, window_energy, chunk, source_mask)
             if self.training and self.config.monotonic_straight_through:
                 stops = hard_stops(energy.detach(), None, source_mask, rule, probability=probability)
+                stops = self._of_each_head(stops)
                 read = soft_window(window_energy.detach(), stops, chunk, source_mask)
                 weights = read + (weights - weights.detach())
         progress = alignment if boundary is None else boundary
