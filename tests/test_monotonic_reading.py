@@ -10,6 +10,7 @@ from support.small_models import CHUNKS, small_config
 
 BATCH, HEADS, TARGETS, POSITIONS, WIDTH = 3, 4, 7, 12, 16
 READINGS = [("soft", "threshold"), ("hard", "threshold"), ("hard", "cumulative")]
+shared_stops = pytest.mark.parametrize("shared", [False, True])
 
 
 def make_attention(**options) -> MonotonicAttention:
@@ -39,6 +40,8 @@ def energies(attention, hidden, source, mask):
     """(B, H, U, S) energies of the stops, −∞ where padded, and of the soft window, all but −∞ there; float64."""
     stop = heads(attention.q_proj(hidden)) @ heads(attention.k_proj(source)).mT / 2  # √D = 2
     stop = stop + attention.energy_bias.double().view(-1, 1, 1)
+    if attention.config.monotonic_shared_stops:
+        stop = stop.mean(1, keepdim=True).expand_as(stop)
     window = stop
     if attention.config.monotonic_chunk_size != 1:
         window = heads(attention.window_q_proj(hidden)) @ heads(attention.window_k_proj(source)).mT / 2
@@ -48,8 +51,9 @@ def energies(attention, hidden, source, mask):
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("rule", ["threshold", "cumulative"])
-def test_hard_reading_equals_the_twin(chunk, rule):
-    attention = make_attention(monotonic_chunk_size=chunk, firing_rule=rule)
+@shared_stops
+def test_hard_reading_equals_the_twin(chunk, rule, shared):
+    attention = make_attention(monotonic_shared_stops=shared, monotonic_chunk_size=chunk, firing_rule=rule)
     hidden, source, mask = inputs()
     output, weights, boundaries, _ = attention(hidden, source, mask, need_weights=True)
     stop, window = energies(attention, hidden, source, mask)
@@ -70,12 +74,13 @@ def test_hard_reading_equals_the_twin(chunk, rule):
                 torch.testing.assert_close(weights[b, h, i].double(), expected, rtol=0, atol=1e-6)
                 context[b, i, 4 * h : 4 * h + 4] = expected @ values[b, h]
     torch.testing.assert_close(output, attention.out_proj(context), rtol=0, atol=1e-5)
-    assert len(boundaries[0].unique()) > 4  # the heads do walk
+    assert len(boundaries[0].unique()) > (1 if shared else 4)  # the heads do walk
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_soft_reading_equals_the_twin_with_every_gradient(chunk):
-    attention = make_attention(monotonic_chunk_size=chunk)
+@shared_stops
+def test_soft_reading_equals_the_twin_with_every_gradient(chunk, shared):
+    attention = make_attention(monotonic_shared_stops=shared, monotonic_chunk_size=chunk)
     hidden, source, mask = inputs()
     output, weights, boundaries, _ = attention.train()(hidden, source, mask)
     assert boundaries is None
@@ -99,8 +104,11 @@ def test_soft_reading_equals_the_twin_with_every_gradient(chunk):
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(("decoding", "rule"), READINGS)
 @pytest.mark.parametrize("steps", [[1] * TARGETS, [3, 1, 3], [TARGETS]])
-def test_reading_in_steps_equals_reading_at_once(chunk, decoding, rule, steps):
-    attention = make_attention(monotonic_chunk_size=chunk, monotonic_decoding=decoding, firing_rule=rule)
+@shared_stops
+def test_reading_in_steps_equals_reading_at_once(chunk, decoding, rule, steps, shared):
+    attention = make_attention(
+        monotonic_shared_stops=shared, monotonic_chunk_size=chunk, monotonic_decoding=decoding, firing_rule=rule
+    )
     hidden, source, mask = inputs()
     output, weights, boundaries, _ = attention(hidden, source, mask, need_weights=True)
     cache, done, parts = MonotonicLayer(), 0, []

@@ -93,9 +93,10 @@ def test_equals_the_model_in_which_they_are_silent(cross_attention, transform):
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("decoding", [("hard", "threshold"), ("hard", "cumulative"), ("soft", "threshold")])
-def test_gates_at_zero_go_unseen(chunk, decoding):
+@pytest.mark.parametrize("shared", [False, True])
+def test_gates_at_zero_go_unseen(chunk, decoding, shared):
     rules = dict(zip(("monotonic_decoding", "firing_rule"), decoding, strict=True))
-    model = distinct(monotonic_chunk_size=chunk, **rules, **GATED)
+    model = distinct(monotonic_chunk_size=chunk, monotonic_shared_stops=shared, **rules, **GATED)
     with torch.no_grad():
         model.model.decoder.layers[0].encoder_attn.gate[2] = 0
         model.model.decoder.layers[1].encoder_attn.gate[[0, 1, 3]] = 0
@@ -206,6 +207,14 @@ def test_cross_head_attention_is_refused():
     with pytest.raises(ValueError, match="cross_head_transform = 'softmax' weighs each"):
         remove_heads(model, {"decoder.layers.0.encoder_attn": [0]})
     assert remove_heads(model, {"encoder.layers.0.self_attn": [0]}).config.cross_heads_per_layer is None
+
+
+def test_a_head_that_has_a_say_in_shared_stops_is_refused():
+    model = small_model(monotonic_shared_stops=True)
+    with pytest.raises(
+        ValueError, match=r"head 1 of decoder.layers.0.encoder_attn cannot be removed: monotonic_shared"
+    ):
+        remove_heads(model, {"decoder.layers.0.encoder_attn": [1]})
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,9 @@ def offline(model, processor, audio: np.ndarray, size: int = 4, left: int = -1, 
 
 @pytest.mark.parametrize("front_end", ["conv2d", "whisper"])
 @pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("wait", [None, 2])
-def test_a_stream_gives_the_tokens_of_the_whole_audio(front_end, reading, wait):
-    model, processor = recogniser(front_end, monotonic_chunk_size=READINGS[reading], monotonic_head_wait=wait)
+@pytest.mark.parametrize("stops", [{}, {"monotonic_head_wait": 2}, {"monotonic_shared_stops": True}])
+def test_a_stream_gives_the_tokens_of_the_whole_audio(front_end, reading, stops):
+    model, processor = recogniser(front_end, monotonic_chunk_size=READINGS[reading], **stops)
     position_ms = 20 if front_end == "whisper" else 40
     early = 0
     for seed, left in ((0, -1), (1, 1)):

@@ -86,7 +86,8 @@ def remove_heads(
     Raises:
         ValueError: a module or head that is not there, the last head of a layer, layers that share a map but not the
             heads to remove, cross-attention with cross-head attention, whose weights are shared among all heads, or
-            parameters that are not those of an EntmaxAsrForConditionalGeneration.
+            with shared stops (closed gates excepted), or parameters that are not those of an
+            EntmaxAsrForConditionalGeneration.
     """
     modules = attention_modules(model)
     for name, heads in removed.items():
@@ -211,6 +212,13 @@ def _check_removal(config: EntmaxAsrConfig, modules: Mapping[str, Any], name: st
             f"the heads of {name} cannot be removed: cross_head_transform = {config.cross_head_transform!r} weighs "
             "each head against the others, so that all would change."
         )
+    if _kind_and_layer(name)[0] == "cross" and config.monotonic_shared_stops:
+        active = modules[name].active_heads()
+        if heard := [head for head in heads if active[head]]:
+            raise ValueError(
+                f"head {heard[0]} of {name} cannot be removed: monotonic_shared_stops lets the mean of all heads say "
+                "where they stop, so that the others would stop elsewhere. Only a head whose gate is 0 has no say."
+            )
 
 
 def _check_group(config: EntmaxAsrConfig, kind: str, layer: int, removed: Mapping[str, Sequence[int]]) -> None:
