@@ -289,6 +289,27 @@ def test_pauses_end_utterances_and_bound_what_is_held():
     assert split.tokens == session.tokens
 
 
+@pytest.mark.parametrize("chunk_ms", [160, 1280])
+def test_a_pause_within_a_chunk_ends_an_utterance(chunk_ms):
+    """Both sentences are recognised as they are alone, wherever the chunks lie."""
+    model, processor = recogniser("whisper")
+    first, second = speech(0.83), speech(0.71, 1)
+    quiet = np.zeros(int(0.4 * RATE), np.float32)
+    options = {"chunk_ms": chunk_ms, "pause_ms": 300}
+    both, events = stream(model, processor, np.concatenate([first, quiet, second]), [0.1, 0.5, 0.55], **options)
+    ends_ms, starts_ms = 830 + 300, 830 + 300 - 150  # half of the pause, at most 200 ms, is of the next utterance
+    alone, _ = stream(model, processor, np.concatenate([first, quiet[: int(0.3 * RATE)]]), chunk_ms=chunk_ms)
+    then, _ = stream(model, processor, np.concatenate([quiet[: int(0.25 * RATE)], second]), chunk_ms=chunk_ms)
+    assert alone.tokens
+    assert then.tokens
+    assert [token.id for token in both.tokens] == [token.id for token in (*alone.tokens, *then.tokens)]
+    assert both.text == f"{alone.text} {then.text}"
+    assert max(token.emitted_ms for token in both.tokens[: len(alone.tokens)]) <= ends_ms
+    times = [token.time_ms for token in both.tokens[len(alone.tokens) :]]
+    assert times == pytest.approx([starts_ms + token.time_ms for token in then.tokens])
+    assert events[-1].final
+
+
 def test_a_long_utterance_is_cut_before_its_positions_end():
     model, processor = recogniser(front_end="whisper", max_source_positions=60)
     session, _ = stream(model, processor, speech(4), pause_ms=300, longest_seconds=1.2)

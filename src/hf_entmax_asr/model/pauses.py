@@ -1,21 +1,22 @@
 """Where a stream may be cut into utterances: at pauses, found by the level of the audio."""
 
 import math
-from collections import deque
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 LEVEL_MS = 10
 SILENCE_DB = -55.0  # below full scale: nothing that quiet is speech
 BELOW_LOUDEST_DB = 30.0  # what lies that far below the loudest of an utterance is a pause in it
+LEAD_MS = 200  # the next utterance begins so long before the end of the pause, if it has been quiet for twice as long
 
 
 @dataclass(frozen=True)
 class PauseRule:
-    """An utterance ends with the chunk behind which it has been quiet for `pause_ms`.
+    """An utterance ends as soon as it has been quiet for `pause_ms`.
 
-    The nearer it comes to `longest_ms`, the shorter a pause will do; there it is cut without one.
+    In the second half of `longest_ms` shorter and shorter pauses will do; there it is cut without one.
     """
 
     pause_ms: float = 600.0
@@ -35,34 +36,52 @@ class PauseRule:
 
 
 class Pauses:
-    """The levels of one utterance as far as the rule needs them."""
+    """The levels of one utterance, every 10 ms, as far as the rule needs them."""
 
     def __init__(self, rule: PauseRule, sampling_rate: int):
         self.rule = rule
         self.step = sampling_rate * LEVEL_MS // 1000
-        self.heard_ms = 0.0
+        self.heard = 0  # samples
         self.loudest_db = -math.inf
-        self._levels_db: deque[float] = deque(maxlen=math.ceil(rule.pause_ms / LEVEL_MS))
+        self._levels_db: list[float] = []  # of the last `pause_ms`
+        self._waiting = torch.zeros(0)  # less than a step
 
     @property
     def silent(self) -> bool:
         """Whether nothing has been heard that could be speech."""
         return self.loudest_db < SILENCE_DB
 
-    def hear(self, samples: Tensor) -> None:
-        """(N,) of the next chunk, in [-1, 1]."""
-        for piece in samples.split(self.step):
-            power = float(piece.square().mean())
-            self._levels_db.append(10 * math.log10(power) if power > 0 else -math.inf)
-        self.heard_ms += len(samples) * LEVEL_MS / self.step
-        self.loudest_db = max(self.loudest_db, *self._levels_db)
+    @property
+    def quiet_samples(self) -> int:
+        """How long it has been quiet."""
+        threshold = max(self.loudest_db - BELOW_LOUDEST_DB, SILENCE_DB)
+        levels = self._levels_db[::-1]
+        return self.step * next((i for i, level in enumerate(levels) if level >= threshold), len(levels))
 
-    def ends(self, next_ms: float) -> bool:
-        """Whether the utterance ends here; `next_ms` is how much would be heard before the next answer."""
-        if self.heard_ms + next_ms > self.rule.longest_ms:
+    def hear(self, samples: Tensor) -> int | None:
+        """The next samples (N,), in [-1, 1] -> how many of them are still of this utterance, if it ends among them."""
+        begun = len(self._waiting)
+        audio = torch.cat([self._waiting, samples])
+        steps = audio[: len(audio) // self.step * self.step].view(-1, self.step)
+        for index, power in enumerate(steps.square().mean(1).tolist()):
+            if self._ends_behind(power):
+                return max(0, (index + 1) * self.step - begun)
+        self._waiting = audio[steps.numel() :]
+        return None
+
+    def end(self) -> None:
+        """The audio has ended: what is no whole step counts too."""
+        if len(self._waiting):
+            self._ends_behind(float(self._waiting.square().mean()))
+
+    def _ends_behind(self, power: float) -> bool:
+        level = 10 * math.log10(power) if power > 0 else -math.inf
+        self.heard += self.step
+        self.loudest_db = max(self.loudest_db, level)
+        longest = math.ceil(self.rule.pause_ms / LEVEL_MS)
+        self._levels_db = [*self._levels_db, level][-longest:]
+        heard_ms = self.heard * LEVEL_MS / self.step
+        if heard_ms >= self.rule.longest_ms:
             return True
-        needed = max(1, math.ceil(self.rule.quiet_ms(self.heard_ms) / LEVEL_MS))
-        if len(self._levels_db) < needed:
-            return False
-        quiet_db = max(self.loudest_db - BELOW_LOUDEST_DB, SILENCE_DB)
-        return all(level < quiet_db for level in list(self._levels_db)[-needed:])
+        needed = max(1, math.ceil(self.rule.quiet_ms(heard_ms) / LEVEL_MS))
+        return self.quiet_samples >= needed * self.step

@@ -24,7 +24,7 @@ from .chunks import Chunks
 from .hearing import TokenWriter, WrittenToken, check_streamable
 from .lagging import Lagging, lagging
 from .live_beams import BeamWriter
-from .pauses import PauseRule, Pauses
+from .pauses import LEAD_MS, PauseRule, Pauses
 from .stepping import Task, run
 from .streaming import IncrementalEncoder
 
@@ -124,6 +124,7 @@ class StreamSession:
         self.num_beams = num_beams
         extractor = processor.feature_extractor
         self.samples_per_position = model.config.frames_per_position * extractor.hop_samples
+        self._lead_samples = extractor.sampling_rate * LEAD_MS // 1000
         self.reset()
 
     def reset(self) -> None:
@@ -185,23 +186,13 @@ class StreamSession:
             raise ValueError("This session has finished: reset() begins anew.")
         extractor = self.processor.feature_extractor
         waveform = extractor._waveform(samples, 0) if np.size(samples) else torch.zeros(0)
-        events = []
+        events: list[StreamEvent] = []
         self._heard += len(waveform)
-        pending: Tensor | None = waveform
-        while pending is not None:
-            if self._pauses is not None:
-                self._recent = torch.cat([self._recent, pending])
-            chunks, pending = self._encoder.take(pending), None
-            for chunk in chunks:
-                states = yield chunk
-                tokens = yield from self._take_in(states)
-                partial = self._partial()
-                if tokens or partial != self._told_partial:
-                    self._told_partial = partial
-                    events.append(StreamEvent(self.text, partial, tuple(tokens), self._ms(self._needed())))
-                if self._ends_here():
-                    pending = yield from self._end_utterance(events)
-                    break
+        for second in waveform.split(extractor.sampling_rate):  # copies stay short
+            left = second
+            while (end := (yield from self._hear(left, events))) is not None:
+                lead = yield from self._end_utterance(events)
+                left = torch.cat([lead, left[end:]])
         return events
 
     def finish(self) -> StreamEvent:
@@ -218,11 +209,8 @@ class StreamSession:
         tokens: list[StreamToken] = []
         if self._heard > self._start_sample:
             if self._pauses is not None:
-                self._pauses.hear(self._recent)
-            states: list[Any] = []
-            for chunk in self._encoder.rest():
-                states.append((yield chunk))
-            tokens = yield from self._end(torch.cat(states, 1) if states else None, self._heard)
+                self._pauses.end()
+            tokens = yield from self._end(self._heard)
         self._finished = True
         return StreamEvent(self.text, "", tuple(tokens), self._ms(self._heard), final=True)
 
@@ -261,9 +249,23 @@ class StreamSession:
             else BeamWriter(self.model, self.prompt, num_beams=self.num_beams)
         )
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
-        self._recent = torch.zeros(0)  # audio behind the last chunk, where pauses are looked for
+        self._recent = torch.zeros(0)  # the last samples, with which the utterance behind a pause begins
         self._ids: list[int] = []
         self._committed = self._held_back = self._told_partial = ""
+
+    def _hear(self, samples: Tensor, events: list[StreamEvent]) -> Task[int | None]:
+        """Takes samples of the utterance -> how many of them are still of it, if it ends among them."""
+        end = None if self._pauses is None else self._pauses.hear(samples)
+        for chunk in self._encoder.take(samples[:end]):
+            states = yield chunk
+            tokens = yield from self._take_in(states)
+            partial = self._partial()
+            if tokens or partial != self._told_partial:
+                self._told_partial = partial
+                events.append(StreamEvent(self.text, partial, tuple(tokens), self._ms(self._needed())))
+        if self._pauses is not None:
+            self._recent = torch.cat([self._recent, samples[:end]])[-self._lead_samples :]
+        return end
 
     def _take_in(self, states: Tensor | None) -> Task[list[StreamToken]]:
         """The next chunk -> the tokens that it brings."""
@@ -272,31 +274,29 @@ class StreamSession:
         self._written_early += len(tokens)
         return tokens
 
-    def _ends_here(self) -> bool:
-        """Whether the utterance ends with the chunk that was heard last."""
-        if self._pauses is None:
-            return False
-        count = self.chunks.size * self.samples_per_position
-        self._pauses.hear(self._recent[:count])
-        self._recent = self._recent[count:]
-        return self._pauses.ends(self._ms(count))
-
     def _end_utterance(self, events: list[StreamEvent]) -> Task[Tensor]:
-        """Writes what is left of the utterance and begins the next one; returns the samples that belong to that."""
-        tokens = yield from self._end(None, self._needed())
+        """Writes what is left of the utterance, which ends in a pause, and begins the next one; returns the samples of
+        the pause that the next one begins with."""
+        assert self._pauses is not None
+        end = self._start_sample + self._pauses.heard
+        tokens = yield from self._end(end)
         if tokens or self._told_partial:
-            events.append(StreamEvent(self.text, "", tuple(tokens), self._ms(self._needed())))
-        earlier, rest = self.text, self._recent
-        self._start_sample += self._encoder.positions * self.samples_per_position
+            events.append(StreamEvent(self.text, "", tuple(tokens), self._ms(end)))
+        earlier = self.text
+        lead = self._recent[len(self._recent) - min(self._lead_samples, self._pauses.quiet_samples // 2) :]
+        self._start_sample = end - len(lead)
         self._begin_utterance()
         self._earlier = earlier
-        return rest
+        return lead
 
-    def _end(self, states: Tensor | None, heard: int) -> Task[list[StreamToken]]:
-        """The last states of an utterance -> the tokens that were still to be written, of silence none."""
+    def _end(self, heard: int) -> Task[list[StreamToken]]:
+        """The utterance ends here -> the tokens that were still to be written, of silence none."""
+        states: list[Tensor] = []
+        for chunk in self._encoder.rest():
+            states.append((yield chunk))
         tokens: list[StreamToken] = []
         if self._pauses is None or not self._pauses.silent:
-            self._writer.hear(states, self._encoder.sounding, more=False)
+            self._writer.hear(torch.cat(states, 1) if states else None, self._encoder.sounding, more=False)
             tokens = yield from self._write(heard)
         self._committed, self._held_back = self._committed + self._held_back, ""
         return tokens
