@@ -63,6 +63,18 @@ def test_the_longest_utterance_needs_no_pause_and_shorter_ones_will_do_before():
     assert end == pytest.approx(1.54 * RATE, abs=200)  # at 1.54 s a pause of 0.14 s is enough
 
 
+def test_speech_goes_on_at_the_quietest_place_behind_the_last_token():
+    murmur = sound(0.05, 0.005)
+    _, pauses = heard_in_pieces(torch.cat([sound(0.5), murmur, sound(0.14), murmur, sound(0.5)]))
+    for last, expected in ((0.68, None), (0.73, None), (0.77, 0.5), (1.2, 0.5)):  # 0.15 s may be a word
+        start = pauses.speech_behind(int(0.45 * RATE), int(last * RATE))
+        assert start == (None if expected is None else pytest.approx(expected * RATE, abs=0.05 * RATE))
+    assert pauses.speech_behind(int(0.6 * RATE), int(1.2 * RATE)) == pytest.approx(0.7 * RATE, abs=0.05 * RATE)
+    assert pauses.speech_behind(2 * RATE, 3 * RATE) is None
+    _, pauses = heard_in_pieces(torch.cat([sound(0.5), torch.zeros(4000)]))
+    assert pauses.speech_behind(int(0.45 * RATE), int(0.75 * RATE)) is None
+
+
 def test_a_rule_that_cannot_be():
     with pytest.raises(ValueError, match=r"pause_ms = 5 must be at least 10, and longest_ms = 25000.0 above it"):
         PauseRule(pause_ms=5)

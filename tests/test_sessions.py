@@ -310,6 +310,29 @@ def test_a_pause_within_a_chunk_ends_an_utterance(chunk_ms):
     assert events[-1].final
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_speech_behind_an_end_that_the_model_found_is_another_utterance(beams):
+    model, processor = recogniser()
+    model.generation_config.suppress_tokens = None
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 0.8
+    audio, options = speech(3.0), {"pause_ms": 300, "num_beams": beams}
+    first, _ = stream(model, processor, audio, num_beams=beams)
+    assert first.sequence[-1] == model.config.eos_token_id
+    assert max(token.time_ms for token in first.tokens) < 2100  # and what follows would be lost
+    whole, events = stream(model, processor, audio, **options)
+    assert whole.text.startswith(first.text)
+    assert max(token.time_ms for token in whole.tokens) > 2500
+    for before, after in itertools.pairwise(events):
+        assert after.committed.startswith(before.committed)
+    assert [token for event in events for token in event.tokens] == list(whole.tokens)
+    emitted = [token.emitted_ms for token in whole.tokens]
+    assert emitted == sorted(emitted)
+    assert emitted[-1] <= 3000
+    split, _ = stream(model, processor, audio, np.linspace(0, 1, 17), **options)
+    assert split.tokens == whole.tokens
+
+
 def test_a_long_utterance_is_cut_before_its_positions_end():
     model, processor = recogniser(front_end="whisper", max_source_positions=60)
     session, _ = stream(model, processor, speech(4), pause_ms=300, longest_seconds=1.2)

@@ -102,6 +102,11 @@ class TokenWriter:
             if held.progress is not None:  # heads that do not count may have been sent beyond the end
                 held.progress = held.progress.clamp(max=max(0, self.positions - 1 + more))
 
+    @property
+    def found_end(self) -> bool:
+        """Whether the model ended the text, and not the length that one can have."""
+        return self.ended and len(self.sequence) - len(self.given) <= self._most_tokens
+
     def pending(self) -> list[int]:
         """Ids of the likeliest text behind what is written, which may still change: none without beams."""
         return []

@@ -1,5 +1,6 @@
 """Where a stream may be cut into utterances: at pauses, found by the level of the audio."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ LEVEL_MS = 10
 SILENCE_DB = -55.0  # below full scale: nothing that quiet is speech
 BELOW_LOUDEST_DB = 30.0  # what lies that far below the loudest of an utterance is a pause in it
 LEAD_MS = 200  # the next utterance begins so long before the end of the pause, if it has been quiet for twice as long
+GAP_MS = 1000  # behind its last token, within which the end of a sentence is looked for that no pause follows
+SOUND_MS = 150  # less than that is no word
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Pauses:
         self.step = sampling_rate * LEVEL_MS // 1000
         self.heard = 0  # samples
         self.loudest_db = -math.inf
-        self._levels_db: list[float] = []  # of the last `pause_ms`
+        self._levels_db: list[float] = []
         self._waiting = torch.zeros(0)  # less than a step
 
     @property
@@ -54,9 +57,25 @@ class Pauses:
     @property
     def quiet_samples(self) -> int:
         """How long it has been quiet."""
-        threshold = max(self.loudest_db - BELOW_LOUDEST_DB, SILENCE_DB)
-        levels = self._levels_db[::-1]
-        return self.step * next((i for i, level in enumerate(levels) if level >= threshold), len(levels))
+        quiet = itertools.takewhile(lambda level: level < self._quiet_db, reversed(self._levels_db))
+        return self.step * sum(1 for _ in quiet)
+
+    @property
+    def _quiet_db(self) -> float:
+        """Below it lie pauses."""
+        return max(self.loudest_db - BELOW_LOUDEST_DB, SILENCE_DB)
+
+    def speech_behind(self, first: int, last: int) -> int | None:
+        """Where speech begins anew among the samples `first` to `last`: at the quietest place behind `first`, if sound
+        enough for a word follows."""
+        begin = first // self.step
+        levels = self._levels_db[begin : last // self.step]
+        if not levels:
+            return None
+        window = levels[: GAP_MS // LEVEL_MS]
+        gap = min(range(len(window)), key=window.__getitem__)
+        sound = sum(level >= self._quiet_db for level in levels[gap:])
+        return (begin + gap) * self.step if sound * LEVEL_MS >= SOUND_MS else None
 
     def hear(self, samples: Tensor) -> int | None:
         """The next samples (N,), in [-1, 1] -> how many of them are still of this utterance, if it ends among them."""
@@ -78,8 +97,7 @@ class Pauses:
         level = 10 * math.log10(power) if power > 0 else -math.inf
         self.heard += self.step
         self.loudest_db = max(self.loudest_db, level)
-        longest = math.ceil(self.rule.pause_ms / LEVEL_MS)
-        self._levels_db = [*self._levels_db, level][-longest:]
+        self._levels_db.append(level)
         heard_ms = self.heard * LEVEL_MS / self.step
         if heard_ms >= self.rule.longest_ms:
             return True

@@ -13,7 +13,6 @@ audio comes in. The rules of the encoder stand in `streaming.py`.
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,86 +21,20 @@ from torch import Tensor
 
 from .chunks import Chunks
 from .hearing import TokenWriter, WrittenToken, check_streamable
-from .lagging import Lagging, lagging
+from .lagging import lagging
 from .live_beams import BeamWriter
 from .pauses import LEAD_MS, PauseRule, Pauses
 from .stepping import Task, run
+from .stream_events import StreamEvent, StreamStats, StreamToken
 from .streaming import IncrementalEncoder
-
-
-@dataclass(frozen=True)
-class StreamToken:
-    """A token that was written.
-
-    Attributes:
-        id, text: the token, and what it added to the committed text (nothing, where a character is not whole yet).
-        score: its log-probability.
-        time_ms: where it was heard: the farthest stop among the heads that count, in the audio.
-        emitted_ms: how much audio had been heard when it was written.
-        head_times_ms: by monotonic layer, where each head stopped; None for heads that do not count.
-    """
-
-    id: int
-    text: str
-    score: float
-    time_ms: float
-    emitted_ms: float
-    head_times_ms: tuple[tuple[float | None, ...], ...]
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """What a session has to tell.
-
-    Attributes:
-        committed: the whole text so far; each event's begins with that of the event before.
-        partial: what follows it and may still change: of beams the likeliest text so far; characters that are not
-            whole yet stand here as "…".
-        tokens: those that are new.
-        audio_ms: how much audio had been heard.
-        final: whether the audio has ended.
-    """
-
-    committed: str
-    partial: str
-    tokens: tuple[StreamToken, ...]
-    audio_ms: float
-    final: bool = False
-
-
-@dataclass(frozen=True)
-class StreamStats:
-    """How a session went so far. Delays are in audio time: what computing takes comes on top, see real_time_factor.
-
-    Attributes:
-        audio_seconds, compute_seconds, real_time_factor: heard, spent, and the ratio.
-        tokens: written, the ends of utterances not counted.
-        delays_ms: of each token, the audio heard when it was written (what `metrics.lagging` takes).
-        first_token_delay_ms, mean_token_delay_ms, last_token_delay_ms: of the first, of all and of the last token,
-            emitted_ms − time_ms; None without tokens.
-        streamability: share of the tokens that were written before the audio ended; None without tokens.
-        lagging: AL, LAAL, DAL (in ms) and AP of these delays over all of the audio; None without tokens.
-        held_numbers: in memory between two calls, of audio, frames, keys and values.
-    """
-
-    audio_seconds: float
-    compute_seconds: float
-    real_time_factor: float | None
-    tokens: int
-    delays_ms: tuple[float, ...]
-    first_token_delay_ms: float | None
-    mean_token_delay_ms: float | None
-    last_token_delay_ms: float | None
-    streamability: float | None
-    lagging: Lagging | None
-    held_numbers: int
 
 
 class StreamSession:
     """One stream of audio. Several may live side by side on one model, each in a thread of its own, or step together
     (`feed_together`)."""
 
-    _recent: Tensor
+    _audio: Tensor
+    _last_stops: list[list[int]] | None
     _told_partial: str
 
     def __init__(
@@ -131,6 +64,7 @@ class StreamSession:
         """Forgets everything: what follows is as in a new session."""
         self._start_sample = 0  # of the utterance that is being heard, in the stream
         self._heard = 0  # samples of the stream
+        self._heard_before = 0  # when this utterance began
         self._begin_utterance()
         self._earlier = ""  # text of the utterances before
         self._tokens: list[StreamToken] = []
@@ -158,7 +92,7 @@ class StreamSession:
     @property
     def held_numbers(self) -> int:
         """In memory between two calls, of audio, frames, keys and values; what was written comes on top."""
-        return self._encoder.numel + self._writer.numel + self._recent.numel()
+        return self._encoder.numel + self._writer.numel + self._audio.numel()
 
     @property
     def sequence(self) -> list[int]:
@@ -189,10 +123,7 @@ class StreamSession:
         events: list[StreamEvent] = []
         self._heard += len(waveform)
         for second in waveform.split(extractor.sampling_rate):  # copies stay short
-            left = second
-            while (end := (yield from self._hear(left, events))) is not None:
-                lead = yield from self._end_utterance(events)
-                left = torch.cat([lead, left[end:]])
+            yield from self._hear(second, events)
         return events
 
     def finish(self) -> StreamEvent:
@@ -206,11 +137,17 @@ class StreamSession:
         """`finish` as a task, for `run`."""
         if self._finished:
             raise ValueError("This session has finished already: reset() begins anew.")
+        events: list[StreamEvent] = []
         tokens: list[StreamToken] = []
         if self._heard > self._start_sample:
             if self._pauses is not None:
                 self._pauses.end()
-            tokens = yield from self._end(self._heard)
+            tokens += yield from self._end(self._heard)
+            while (start := self._next_start(self._heard - self._start_sample)) is not None:
+                yield from self._hear(self._begin_next(start, self._heard), events)
+                tokens += [token for event in events for token in event.tokens]
+                tokens += yield from self._end(self._heard)
+                events.clear()
         self._finished = True
         return StreamEvent(self.text, "", tuple(tokens), self._ms(self._heard), final=True)
 
@@ -249,13 +186,23 @@ class StreamSession:
             else BeamWriter(self.model, self.prompt, num_beams=self.num_beams)
         )
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
-        self._recent = torch.zeros(0)  # the last samples, with which the utterance behind a pause begins
+        self._audio = torch.zeros(0)  # of the utterance, where others may begin in it
+        self._last_stops: list[list[int]] | None = None  # of the heads, for the token that was written last
         self._ids: list[int] = []
         self._committed = self._held_back = self._told_partial = ""
 
-    def _hear(self, samples: Tensor, events: list[StreamEvent]) -> Task[int | None]:
-        """Takes samples of the utterance -> how many of them are still of it, if it ends among them."""
-        end = None if self._pauses is None else self._pauses.hear(samples)
+    def _hear(self, samples: Tensor, events: list[StreamEvent]) -> Task[None]:
+        """Takes the next samples: those of this utterance, and of those that begin behind its end."""
+        left: Tensor | None = samples
+        while left is not None:
+            left = yield from self._hear_utterance(left, events)
+
+    def _hear_utterance(self, samples: Tensor, events: list[StreamEvent]) -> Task[Tensor | None]:
+        """Takes samples of the utterance -> if it ends among them, those that the next one begins with."""
+        end = None
+        if self._pauses is not None:
+            end = self._pauses.hear(samples)
+            self._audio = torch.cat([self._audio, samples[:end]])
         for chunk in self._encoder.take(samples[:end]):
             states = yield chunk
             tokens = yield from self._take_in(states)
@@ -263,9 +210,37 @@ class StreamSession:
             if tokens or partial != self._told_partial:
                 self._told_partial = partial
                 events.append(StreamEvent(self.text, partial, tuple(tokens), self._ms(self._needed())))
-        if self._pauses is not None:
-            self._recent = torch.cat([self._recent, samples[:end]])[-self._lead_samples :]
-        return end
+            if (start := self._next_start(self._encoder.samples_for(self._encoder.positions))) is not None:
+                return torch.cat(
+                    [self._begin_next(start, self._needed()), samples[len(samples) if end is None else end :]]
+                )
+        if end is None:
+            return None
+        assert self._pauses is not None
+        heard = self._start_sample + self._pauses.heard
+        tokens = yield from self._end(heard)
+        if tokens or self._told_partial:
+            events.append(StreamEvent(self.text, "", tuple(tokens), self._ms(heard)))
+        start = self._next_start(self._pauses.heard)
+        if start is None:
+            start = len(self._audio) - min(self._lead_samples, self._pauses.quiet_samples // 2)
+        return torch.cat([self._begin_next(start, heard), samples[end:]])
+
+    def _next_start(self, heard: int) -> int | None:
+        """Where speech goes on behind the end that the model has found, among `heard` samples of the utterance."""
+        if self._pauses is None or not self._writer.found_end or self._last_stops is None:
+            return None
+        stops = sorted(stop for layer in self._last_stops for stop in layer)
+        return self._pauses.speech_behind(stops[len(stops) // 2] * self.samples_per_position, heard)
+
+    def _begin_next(self, start: int, heard: int) -> Tensor:
+        """The next utterance begins at a sample of this one, with `heard` of the stream -> what is known of it."""
+        known, earlier = self._audio[start:], self.text
+        self._start_sample += start
+        self._heard_before = heard
+        self._begin_utterance()
+        self._earlier = earlier
+        return known
 
     def _take_in(self, states: Tensor | None) -> Task[list[StreamToken]]:
         """The next chunk -> the tokens that it brings."""
@@ -274,24 +249,9 @@ class StreamSession:
         self._written_early += len(tokens)
         return tokens
 
-    def _end_utterance(self, events: list[StreamEvent]) -> Task[Tensor]:
-        """Writes what is left of the utterance, which ends in a pause, and begins the next one; returns the samples of
-        the pause that the next one begins with."""
-        assert self._pauses is not None
-        end = self._start_sample + self._pauses.heard
-        tokens = yield from self._end(end)
-        if tokens or self._told_partial:
-            events.append(StreamEvent(self.text, "", tuple(tokens), self._ms(end)))
-        earlier = self.text
-        lead = self._recent[len(self._recent) - min(self._lead_samples, self._pauses.quiet_samples // 2) :]
-        self._start_sample = end - len(lead)
-        self._begin_utterance()
-        self._earlier = earlier
-        return lead
-
     def _end(self, heard: int) -> Task[list[StreamToken]]:
         """The utterance ends here -> the tokens that were still to be written, of silence none."""
-        states: list[Tensor] = []
+        states: list[Any] = []
         for chunk in self._encoder.rest():
             states.append((yield chunk))
         tokens: list[StreamToken] = []
@@ -302,13 +262,14 @@ class StreamSession:
         return tokens
 
     def _needed(self) -> int:
-        """Samples of the stream that were needed for what is encoded."""
-        return self._start_sample + self._encoder.samples_for(self._encoder.positions)
+        """Samples of the stream that had been heard when what is encoded could be."""
+        return max(self._heard_before, self._start_sample + self._encoder.samples_for(self._encoder.positions))
 
     def _write(self, heard: int) -> Task[list[StreamToken]]:
         """Every token that can be written now, with `heard` samples of the stream."""
         tokens = []
         while (written := (yield from self._writer.write())) is not None:
+            self._last_stops = written.stops
             text = self._add_text(written.id)
             tokens.append(self._token(written, text, self._ms(heard)))
         self._tokens += tokens
