@@ -33,7 +33,7 @@ def test_rows_are_within_3e_7_of_the_definition(alpha, length):
     torch.testing.assert_close(weights.double().sum(-1), torch.ones(len(rows)).double(), rtol=0, atol=3e-7)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.05, 1.5, 1.9, 2.0])
+@pytest.mark.parametrize("alpha", [1.05, 1.5, 2.0])
 def test_rows_of_several_thousand_are_taken_in_blocks(alpha):
     rows = hard_rows(2100, count=4)
     weights = triton_entmax(rows.to(DEVICE), alpha).cpu()
