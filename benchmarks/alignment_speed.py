@@ -6,11 +6,23 @@
 32 lattices of 100 tokens by 500 positions. Beside the time stands the error: the closed form loses alignment mass.
 """
 
+import argparse
+
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    return parser(__doc__).parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import torch
 from torch import Tensor
 
 from hf_entmax_asr import expected_alignment, expected_soft_attention, kernels
-from timing import compare, machine, parser, table, with_gradients
+from timing import compare, machine, table, with_gradients
 
 SHAPE = (8, 4, 100, 500)  # B, H, U, S
 
@@ -80,7 +92,7 @@ def errors() -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
+    arguments = parse()
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(machine(), "\n")

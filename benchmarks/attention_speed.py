@@ -7,6 +7,7 @@ Queries, keys and values N(0, 1), which makes the scores so too, or those of a t
 Also the memory that a forward and a backward add at T = 4096, each in a process of its own.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,14 +15,32 @@ import time
 from functools import partial
 from pathlib import Path
 
+from timing_options import parser
+
+LENGTHS = (128, 256, 512, 1024, 2048)
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.set_defaults(rounds=7)
+    options.add_argument("--checkpoint", type=Path, help="a trained model, for real maps")
+    options.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="values of T")
+    options.add_argument("--plot", type=Path, help="file for the plot of the ratios, of the last number of threads")
+    options.add_argument("--peak", nargs=4, help="internal: mode, α, T, H of one measurement of memory")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import torch
 import torch.nn.functional as F
 
 from hf_entmax_asr import kernels
 from hf_entmax_asr.model.entmax_attention import entmax_attention
-from timing import attention_inputs, compare, machine, parser, table, with_gradients
+from hf_entmax_asr.training.memory import keep_freed_memory
+from timing import attention_inputs, compare, machine, table, with_gradients
 
-LENGTHS = (128, 256, 512, 1024, 2048)
 ALPHAS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, None)  # None: 1.05 … 1.95 over heads
 HEADS, WIDTH = 4, 64
 # One utterance, with heads as calibration of a softmax model leaves them: α 1.1 … 1.4, a third to all of the weights.
@@ -137,6 +156,7 @@ def plot(results: list[dict], file: Path) -> None:
 
 def peak(mode: str, alpha: float, length: int, heads: int) -> None:
     """Prints how many MiB a forward and a backward add to the process's peak."""
+    keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     query, key, value = (torch.randn(1, heads, length, WIDTH, requires_grad=True) for _ in range(3))
@@ -172,13 +192,7 @@ def memory(length: int = 4096, heads: int = 8) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(rounds=7)
-    options.add_argument("--checkpoint", type=Path, help="a trained model, for real maps")
-    options.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="values of T")
-    options.add_argument("--plot", type=Path, help="file for the plot of the ratios, of the last number of threads")
-    options.add_argument("--peak", nargs=4, help="internal: mode, α, T, H of one measurement of memory")
-    arguments = options.parse_args()
+    arguments = parse()
     if arguments.peak:
         mode, alpha, length, heads = arguments.peak
         peak(mode, float(alpha), int(length), int(heads))

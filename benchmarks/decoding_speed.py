@@ -6,23 +6,34 @@
 Untrained models of the paper's size: the number of tokens is fixed, so that both do the same work.
 """
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
-from timing import compare, machine, parser, table
-from training_step import speech2text
+from timing_options import parser
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     options = parser(__doc__)
     options.set_defaults(rounds=7)
     options.add_argument("--frames", type=int, default=1000)
     options.add_argument("--tokens", type=int, default=60)
     options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
-    arguments = options.parse_args()
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+import torch
+
+from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
+from timing import compare, machine, table
+from training_step import speech2text
+
+
+def main() -> None:
+    arguments = parse()
     torch.manual_seed(0)
     sizes: dict[str, Any] = {name: int(value) for name, value in (item.split("=") for item in arguments.set)}
     config = EntmaxAsrConfig(**sizes)

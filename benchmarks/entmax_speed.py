@@ -6,14 +6,27 @@
 Rows of 512 scores, N(0, 1) or taken from a trained model. Ratios are to F.softmax, forward and backward, in one run.
 """
 
+import argparse
 from pathlib import Path
+
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--checkpoint", type=Path, help="a trained model, for scores of real maps")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
 
 import entmax as published
 import torch
 import torch.nn.functional as F
 
 from hf_entmax_asr import entmax, kernels
-from timing import attention_inputs, compare, machine, parser, table, with_gradients
+from timing import attention_inputs, compare, machine, table, with_gradients
 
 TARGETS = {"α = 1.5": 1.3, "α = 2": 1.0, "α 1.05 … 1.95 over heads": 2.5, "α = 1.05": 4.5}
 
@@ -72,9 +85,7 @@ def trained(checkpoint: Path, rounds: int) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--checkpoint", type=Path, help="a trained model, for scores of real maps")
-    arguments = options.parse_args()
+    arguments = parse()
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         print(machine(), "\n")

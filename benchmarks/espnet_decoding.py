@@ -8,14 +8,29 @@ ESPnet is not a dependency of this project. Untrained models of one size (12 + 6
 number of tokens is fixed, so that both do the same work. The real-time factor is seconds for a second of audio.
 """
 
+import argparse
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.set_defaults(rounds=5)
+    options.add_argument("--frames", type=int, default=1000)
+    options.add_argument("--tokens", type=int, default=30)
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import torch
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
-from timing import compare, machine, parser, table
+from timing import compare, machine, table
 
 CTC_WEIGHT = 0.3
 SECONDS_PER_FRAME = 0.01
@@ -71,11 +86,7 @@ class EspnetRecogniser:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(rounds=5)
-    options.add_argument("--frames", type=int, default=1000)
-    options.add_argument("--tokens", type=int, default=30)
-    arguments = options.parse_args()
+    arguments = parse()
     logging.disable(logging.WARNING)  # ESPnet tells of every search
     torch.manual_seed(0)
     config = EntmaxAsrConfig(vocab_size=4233, ctc_loss_weight=0.3)

@@ -8,9 +8,22 @@ attention with the entmax package. Queries, keys and values N(0, 1). Beside the 
 expected alignment against the closed form of alignment_speed.py.
 """
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable
+
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
 
 import entmax as published
 import torch
@@ -19,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alignment_speed import SHAPE, closed_form
 from hf_entmax_asr import entmax_attention, expected_alignment, kernels
-from timing import machine, parser, table, with_gradients
+from timing import machine, table, with_gradients
 
 BATCH, HEADS, WIDTH = 8, 8, 64
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
@@ -97,9 +110,7 @@ def alignment(rounds: int) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    arguments = options.parse_args()
+    arguments = parse()
     if not torch.cuda.is_available():
         sys.exit("torch sees no NVIDIA GPU here; this program measures nothing else.")
     print(machine(), "\n")

@@ -10,9 +10,23 @@ demo's sentences. Large ones: 20,000 made-up words and 4,000 Chinese characters 
 checkpoint, the share of a whole `generate` (5 beams) that the language model takes.
 """
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
+
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.set_defaults(rounds=7)
+    options.add_argument("--checkpoint", help="a recogniser of English letters, to measure whole searches with")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
 
 import numpy as np
 import torch
@@ -20,7 +34,8 @@ import torch
 from hf_entmax_asr.corpora.sentences import draw_splits
 from hf_entmax_asr.ngram_lm import LanguageModelFusion, NgramModel, train_ngram
 from hf_entmax_asr.tokenization import train_bpe_tokenizer, train_character_tokenizer
-from timing import machine, parser, table
+from hf_entmax_asr.training.memory import keep_freed_memory
+from timing import machine, table
 
 SENTENCES = 5000
 ROWS = (1, 5, 40)
@@ -121,10 +136,8 @@ def share_of_generate(checkpoint: str) -> str:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(rounds=7)
-    options.add_argument("--checkpoint", help="a recogniser of English letters, to measure whole searches with")
-    arguments = options.parse_args()
+    arguments = parse()
+    keep_freed_memory()
     for threads in arguments.threads[:1]:  # the language model runs in one thread
         torch.set_num_threads(threads)
         print(machine(), "\n")

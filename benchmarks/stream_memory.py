@@ -14,6 +14,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+
+def parse() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("checkpoint", help="folder or Hub repository of a model that streams")
+    options.add_argument("audio", type=Path, help="folder of clips")
+    options.add_argument("--hours", type=float, default=1.0)
+    options.add_argument("--every", type=float, default=5.0, help="minutes between two lines (default: 5)")
+    options.add_argument("--chunk-ms", type=float, default=640)
+    options.add_argument("--left-chunks", type=int, default=-1)
+    options.add_argument("--pause-ms", type=float, default=600)
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -47,15 +63,7 @@ def seconds_of(folder: Path, rate: int) -> Iterator[np.ndarray]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("checkpoint", help="folder or Hub repository of a model that streams")
-    options.add_argument("audio", type=Path, help="folder of clips")
-    options.add_argument("--hours", type=float, default=1.0)
-    options.add_argument("--every", type=float, default=5.0, help="minutes between two lines (default: 5)")
-    options.add_argument("--chunk-ms", type=float, default=640)
-    options.add_argument("--left-chunks", type=int, default=-1)
-    options.add_argument("--pause-ms", type=float, default=600)
-    arguments = options.parse_args()
+    arguments = parse()
     disable_progress_bar()
     torch.set_num_threads(1)
     model, processor = load_recogniser(arguments.checkpoint, "cpu")

@@ -4,7 +4,6 @@ For all of them malloc keeps freed memory, as scripts/train.py has it. Otherwise
 two programs the system happened to map new pages for.
 """
 
-import argparse
 import os
 import platform
 import statistics
@@ -31,6 +30,7 @@ def compare(
 
     clock: time.process_time counts the processor's seconds of all threads, which other programs change less.
     """
+    keep_freed_memory()
     for _ in range(warm_up):
         for run in contestants.values():
             run()
@@ -64,15 +64,6 @@ def machine() -> str:
         f"torch's instructions {torch.backends.cpu.get_cpu_capability()}, commit {commit}, load {load}\n"
         f"{kernels.status()}"
     )
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """With the options that every program here has; keeps freed memory."""
-    keep_freed_memory()
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure with")
-    made.add_argument("--rounds", type=int, default=15, help="how often each contestant runs")
-    return made
 
 
 def table(heading: list[str], rows: list[list[object]]) -> str:

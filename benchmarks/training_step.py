@@ -8,9 +8,26 @@ an AdamW update: α-entmax self-attention with monotonic cross-attention; that m
 F.scaled_dot_product_attention and full cross-attention; transformers' Speech2Text, which has no SDPA form.
 """
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
+
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.set_defaults(threads=[2], rounds=7)
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--frames", type=int, default=1000)
+    options.add_argument("--tokens", type=int, default=60)
+    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +36,7 @@ from transformers import Speech2TextConfig, Speech2TextForConditionalGeneration
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
 from hf_entmax_asr.model import transforms
-from timing import compare, machine, parser, table
+from timing import compare, machine, table
 
 
 def softmax_sdpa(
@@ -86,13 +103,7 @@ def contestants(config: dict, batch: int, frames: int, tokens: int) -> dict:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(threads=[2], rounds=7)
-    options.add_argument("--batch", type=int, default=8)
-    options.add_argument("--frames", type=int, default=1000)
-    options.add_argument("--tokens", type=int, default=60)
-    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
-    arguments = options.parse_args()
+    arguments = parse()
     config = {name: int(value) for name, value in (item.split("=") for item in arguments.set)}
     for threads in arguments.threads:
         torch.set_num_threads(threads)

@@ -18,6 +18,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.set_defaults(rounds=3, threads=[1])
+    options.add_argument("whisper", help="folder of transformers' Whisper")
+    options.add_argument("checkpoint", help="recogniser of this package that started from it")
+    options.add_argument("corpus", help="folder in this package's layout")
+    options.add_argument("--split", default="test")
+    options.add_argument("--utterances", type=int, default=16, help="of the split, evenly spaced (0: all)")
+    options.add_argument("--tokens", type=int, default=100, help="at most, for a recording")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,7 +47,7 @@ from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.model import transforms
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 from hf_entmax_asr.recognition.utterances import read_split
-from timing import compare, machine, parser, table
+from timing import compare, machine, table
 
 RATE = 16000
 BATCH_SIZES = (1, 8)
@@ -143,15 +161,7 @@ def thirty_seconds(ours: tuple, theirs: tuple, waves: list[np.ndarray], argument
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(rounds=3, threads=[1])
-    options.add_argument("whisper", help="folder of transformers' Whisper")
-    options.add_argument("checkpoint", help="recogniser of this package that started from it")
-    options.add_argument("corpus", help="folder in this package's layout")
-    options.add_argument("--split", default="test")
-    options.add_argument("--utterances", type=int, default=16, help="of the split, evenly spaced (0: all)")
-    options.add_argument("--tokens", type=int, default=100, help="at most, for a recording")
-    arguments = options.parse_args()
+    arguments = parse()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     ours = load_recogniser(arguments.checkpoint, device="cpu")

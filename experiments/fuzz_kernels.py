@@ -16,6 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+FUNCTIONS = ("entmax", "entmax_attention", "expected_alignment", "expected_soft_attention", "hard_reading")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000, help="of each function (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")
+    parser.add_argument(
+        "--functions", nargs="+", choices=FUNCTIONS, default=FUNCTIONS, metavar="FUNCTION", help="which"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import torch
 from torch import Tensor
 
@@ -164,13 +180,8 @@ def draw_reading(draw: Draw) -> Case:
     return Case(hard_reading, arguments, ())
 
 
-CASES = {
-    "entmax": draw_entmax,
-    "entmax_attention": draw_attention,
-    "expected_alignment": draw_alignment,
-    "expected_soft_attention": draw_soft_attention,
-    "hard_reading": draw_reading,
-}
+DRAWN_BY = (draw_entmax, draw_attention, draw_alignment, draw_soft_attention, draw_reading)  # as FUNCTIONS
+CASES = dict(zip(FUNCTIONS, DRAWN_BY, strict=True))
 
 
 def run(case: Case, mode: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -229,14 +240,6 @@ def difference(case: Case) -> dict[str, float]:
             apart = torch.where(actual == expected, 0.0, (actual - expected).abs()).nan_to_num(math.inf).max().item()
             found[name] = apart / bound
     return found
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=1000, help="of each function (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")
-    parser.add_argument("--functions", nargs="+", choices=CASES, default=list(CASES), metavar="FUNCTION", help="which")
-    return parser.parse_args()
 
 
 def main() -> int:

@@ -8,15 +8,34 @@ Untrained models of the paper's size; or two checkpoints, before and after scrip
 training, since a learned α makes other maps than α = 1.5. The ratio is after / before: below 1, less is faster.
 """
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing_options import parser
+
+
+def parse() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.set_defaults(threads=[2], rounds=7)
+    options.add_argument("--groups", type=int, nargs="+", default=[3, 3, 3, 3], help="of the encoder")
+    options.add_argument("--decoder-groups", type=int, nargs="+", help="of the decoder")
+    options.add_argument("--checkpoints", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--frames", type=int, default=1000)
+    options.add_argument("--tokens", type=int, default=60)
+    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 import torch
-from benchmarks.timing import compare, machine, parser, table
+from benchmarks.timing import compare, machine, table
 
 from hf_entmax_asr import EntmaxAsrConfig, EntmaxAsrForConditionalGeneration
-from hf_entmax_asr.training.memory import keep_freed_memory
 
 BEFORE, AFTER = "before", "after"
 
@@ -74,17 +93,7 @@ def runs(
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(threads=[2], rounds=7)
-    options.add_argument("--groups", type=int, nargs="+", default=[3, 3, 3, 3], help="of the encoder")
-    options.add_argument("--decoder-groups", type=int, nargs="+", help="of the decoder")
-    options.add_argument("--checkpoints", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
-    options.add_argument("--batch", type=int, default=8)
-    options.add_argument("--frames", type=int, default=1000)
-    options.add_argument("--tokens", type=int, default=60)
-    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
-    arguments = options.parse_args()
-    keep_freed_memory()
+    arguments = parse()
     if arguments.checkpoints:
         load = EntmaxAsrForConditionalGeneration.from_pretrained
         models = {name: load(folder) for name, folder in zip((BEFORE, AFTER), arguments.checkpoints, strict=True)}

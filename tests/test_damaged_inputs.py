@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from experiments.damaged_inputs import damages, formats, trials
-from experiments.damaged_inputs.__main__ import Bench, table
+from experiments.damaged_inputs.__main__ import Bench, main, table
 from experiments.damaged_inputs.good_inputs import write_results
 from experiments.damaged_inputs.kinds import KINDS
 from experiments.damaged_inputs.trials import Ran, judge
@@ -32,6 +32,12 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "x.py"\nKeyError: 1\n'
 )
 def test_outcomes(ran, broken, untouched, outcome):
     assert judge(ran, ("a.json",), broken, untouched) == outcome
+
+
+def test_an_unknown_kind_is_answered_with_those_there_are(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["damaged_inputs", "--kinds", "config.json", "riddle"])
+    assert main() == 2
+    assert "no kind 'riddle'; there are config.json, " in capsys.readouterr().err
 
 
 def test_a_case_is_drawn_from_its_number(tmp_path):

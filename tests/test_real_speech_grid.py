@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from experiments.real_speech import grid, grid_cell
-from experiments.real_speech.grid_cell import CROSS_ATTENTIONS, TRANSFORMS, Cell, CellError, finished_cells
+from experiments.real_speech.grid_cell import Cell, CellError, finished_cells
+from experiments.real_speech.grid_options import CROSS_ATTENTIONS, TRANSFORMS
 from experiments.real_speech.grid_table import PAPER, Grid, render
 
 from hf_entmax_asr.training import load_recipe, read_history

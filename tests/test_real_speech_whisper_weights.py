@@ -14,7 +14,7 @@ import torch
 from experiments.real_speech import whisper_weights
 from experiments.real_speech.ctranslate2_model import TYPES, ModelFileError, parse_model, read_model
 from experiments.real_speech.whisper_folder import FolderError, write_folder
-from experiments.real_speech.whisper_weights import SOURCES, Source, Wheel
+from experiments.real_speech.whisper_sources import SOURCES, Source, Wheel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoProcessor, WhisperConfig, WhisperForConditionalGeneration
 

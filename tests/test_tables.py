@@ -11,8 +11,8 @@ import yaml
 from experiments.real_speech import grid
 from experiments.tables import __main__ as tables
 from experiments.tables import cell as cell_module
-from experiments.tables.report import TABLES
-from experiments.tables.systems import SIZES, SYSTEMS
+from experiments.tables.paper import SIZES, TABLES
+from experiments.tables.systems import SYSTEMS
 
 from hf_entmax_asr.model.modeling_entmax_asr_baselines import recogniser_class
 from hf_entmax_asr.training import load_recipe, train

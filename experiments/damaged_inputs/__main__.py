@@ -26,6 +26,24 @@ from pathlib import Path
 from random import Random
 from types import ModuleType
 
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=24, help="of each kind (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")
+    parser.add_argument(
+        "--kinds", nargs="+", metavar="KIND", help="(default: all; a wrong one is answered with their names)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("/tmp/damaged_inputs"), help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for one case (default: %(default)s)")
+    parser.add_argument("--accepted", action="store_true", help="list also what was accepted")
+    parser.add_argument("--show", action="store_true", help="print what the program said")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
 # Read when the libraries are imported: children are forked of a process with one thread, and ask no Hub.
 os.environ |= {
     "OMP_NUM_THREADS": "1",
@@ -132,28 +150,16 @@ def table(counts: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=24, help="of each kind (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", metavar="KIND", help=f"of: {', '.join(KINDS)} (default: all)")
-    parser.add_argument("--output", type=Path, default=Path("/tmp/damaged_inputs"), help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for one case (default: %(default)s)")
-    parser.add_argument("--accepted", action="store_true", help="list also what was accepted")
-    parser.add_argument("--show", action="store_true", help="print what the program said")
-    arguments = parser.parse_args()
-    arguments.kinds = arguments.kinds or list(KINDS)
-    if unknown := [name for name in arguments.kinds if name not in KINDS]:
-        parser.error(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
-    return arguments
-
-
 def main() -> int:
     arguments = parse()
+    kinds = arguments.kinds or list(KINDS)
+    if unknown := [name for name in kinds if name not in KINDS]:
+        print(f"damaged_inputs: no kind {unknown[0]!r}; there are {', '.join(KINDS)}", file=sys.stderr)
+        return 2
     torch.set_num_threads(1)
     bench = Bench(arguments.output, arguments.seconds)
     counts: dict[str, Counter[str]] = {}
-    for name in arguments.kinds:
+    for name in kinds:
         kind, counts[name] = KINDS[name], Counter[str]()
         outcome, _, ran = bench.try_case(kind, -1)
         if outcome != ACCEPTED:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.from_whisper.arms import READINGS, REFERENCE_WINDOWS
 from experiments.from_whisper.delays import stops_behind_words
 from experiments.real_speech.grid_cell import (
     RESULT,
@@ -31,19 +32,8 @@ from hf_entmax_asr.training.training_state import read_training_state
 
 RECIPE = Path(__file__).resolve().parents[2] / "scripts" / "recipes" / "whisper_finetune.yaml"
 TRAINED = "trained.json"  # says that training came to its end
-TRANSFORMS = ("softmax", "entmax")
 CALIBRATION_CLIPS = 4
 
-# How the decoder reads -> what is set at conversion, and between which positions around a word's end a head may stop
-# for free. Whisper has 50 positions a second.
-MONOTONIC = {"cross_attention": "monotonic", "energy_bias_init": -2.5, "firing_rule": "cumulative"}
-READINGS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "lookback": {**MONOTONIC, "monotonic_chunk_size": None},
-    "mocha": {**MONOTONIC, "monotonic_chunk_size": 16},
-    "single": {**MONOTONIC, "monotonic_chunk_size": 1},
-}
-REFERENCE_WINDOWS = {"lookback": "[null,10]", "mocha": "[10,10]", "single": "[10,10]"}
 WITHOUT_STOPS = (
     "model.head_regularizer=none",
     "model.head_regularizer_layers=[]",

@@ -22,17 +22,8 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.from_whisper.cell import READINGS, TRANSFORMS, Cell, Plan, run_cell
-from experiments.from_whisper.joined_corpus import join_corpora
-from experiments.from_whisper.peers import run_peer
-from experiments.from_whisper.table import PEERS, render
-from experiments.real_speech.build_corpus import default_folder
-from experiments.real_speech.grid_cell import CellError
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.recognition import CheckpointError, DataError
-from hf_entmax_asr.training import RecipeError
+from experiments.from_whisper.arms import PEERS, READINGS, TRANSFORMS
+from experiments.real_speech.cache_folders import default_folder
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +51,21 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     if arguments.both and arguments.second_data is None:
         parser.error("--both needs --second-data")
     return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from experiments.from_whisper.cell import Cell, Plan, run_cell
+from experiments.from_whisper.joined_corpus import join_corpora
+from experiments.from_whisper.peers import run_peer
+from experiments.from_whisper.table import render
+from experiments.real_speech.grid_cell import CellError
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition import CheckpointError, DataError
+from hf_entmax_asr.training import RecipeError
 
 
 def run(arguments: argparse.Namespace) -> dict[str, str]:

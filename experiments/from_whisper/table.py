@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.from_whisper.cell import READINGS, TRANSFORMS, Cell
+from experiments.from_whisper.arms import PEERS, READINGS, TRANSFORMS
+from experiments.from_whisper.cell import Cell
 from experiments.real_speech.grid_cell import RESULT
 from experiments.real_speech.grid_table import Hypotheses, p_value
 
 from hf_entmax_asr.metrics import bootstrap_difference, bootstrap_interval
 
 WAYS = ("full", "hard", "soft")
-PEERS = {
-    "whisper": "Whisper itself, untouched, 30 s windows",
-    "whisper-tuned": "Whisper itself, fine-tuned, 30 s windows",
-}
 FIELDS = [field.name for field in dataclasses.fields(Cell)]
 
 

@@ -76,7 +76,6 @@ GAME = Game(
     title="Flight of the Amazon Queen",
     packages=(Package("flight-of-the-amazon-queen"),),
     copyright="usr/share/doc/flight-of-the-amazon-queen/copyright",
-    folder="real_speech",
     read=read,
     form=1,
     expected={

@@ -21,7 +21,6 @@ raw_text has the subtitle, speaker the character, source the file of the game.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -29,6 +28,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+from experiments.real_speech.cache_folders import FOLDERS, default_folder
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("game", nargs="?", choices=FOLDERS, default="amazon_queen", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help=f"folder to write (default: {default_folder()} and the like)")
+    parser.add_argument(
+        "--deb", type=Path, nargs="+", help="the game's packages, in place of fetching them with apt-get"
+    )
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
 
 import soundfile
 from experiments.real_speech import amazon_queen_corpus, drascula_corpus, uqm_corpus
@@ -43,22 +58,6 @@ GAMES = {
     "drascula": drascula_corpus.GAME,
 }
 MARKER = "corpus.json"  # written last; a folder that has it is whole
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("game", nargs="?", choices=GAMES, default="amazon_queen", help="(default: %(default)s)")
-    parser.add_argument("--output", type=Path, help=f"folder to write (default: {default_folder()} and the like)")
-    parser.add_argument(
-        "--deb", type=Path, nargs="+", help="the game's packages, in place of fetching them with apt-get"
-    )
-    return parser.parse_args(words)
-
-
-def default_folder(game: str = "amazon_queen") -> Path:
-    """In the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "hf_entmax_asr" / GAMES[game].folder
 
 
 def build(game: Game, debs: Sequence[Path] | None, output: Path) -> dict[str, SplitCounts]:

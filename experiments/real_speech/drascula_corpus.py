@@ -51,7 +51,6 @@ GAME = Game(
     title="Drascula: The Vampire Strikes Back",
     packages=(Package("drascula"),),
     copyright="usr/share/doc/drascula/copyright",
-    folder="real_speech_drascula",
     read=read,
     form=1,
     expected={"test": SplitCounts(736, 0.77, 10)},

@@ -17,7 +17,6 @@ class Game:
         title: of the game.
         packages: of Debian that hold it.
         copyright: file of the packages that is kept with the corpus.
-        folder: name of the corpus.
         read: gives the utterances of the unpacked packages, and counts what it leaves out, by reason, in its second
             argument.
         form: of the corpus; raised when texts, clips or splits change.
@@ -28,7 +27,6 @@ class Game:
     title: str
     packages: tuple[Package, ...]
     copyright: str
-    folder: str
     read: Callable[[Path, Counter[str]], Iterator[Utterance]]
     form: int
     expected: dict[str, SplitCounts]

@@ -22,17 +22,8 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.real_speech.build_corpus import default_folder
-from experiments.real_speech.grid_cell import CROSS_ATTENTIONS, ROOT, TRANSFORMS, Cell, CellError, Plan, run_cell
-from experiments.real_speech.grid_table import Grid, render
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.recognition import DataError
-from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.training import RecipeError, load_recipe
-
-LOG = "grid.log"
+from experiments.real_speech.cache_folders import default_folder
+from experiments.real_speech.grid_options import CROSS_ATTENTIONS, RECIPES, TRANSFORMS, add_cell_options
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -43,9 +34,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data", default=str(default_folder()), help="the corpus (default: %(default)s, made by build_corpus.py)"
     )
-    parser.add_argument(
-        "--recipe", type=Path, default=ROOT / "scripts" / "recipes" / "real_speech.yaml", help="(default: %(default)s)"
-    )
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "real_speech.yaml", help="(default: %(default)s)")
     parser.add_argument("--transforms", nargs="+", choices=TRANSFORMS, default=list(TRANSFORMS), help="(default: all)")
     parser.add_argument(
         "--cross-attentions",
@@ -59,22 +48,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def add_cell_options(parser: argparse.ArgumentParser) -> None:
-    """Seeds, budget and course of cells, of whatever these are."""
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: 0)")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, help="of training, a cell; by default the recipe's budget")
-    budget.add_argument("--cpu-minutes", type=float, help="the same in processor time, whatever else the machine does")
-    budget.add_argument("--steps", type=int, help="of training, a cell")
-    parser.add_argument("--threads", type=int, default=2, help="of a cell, on the CPU (default: %(default)s)")
-    parser.add_argument("--num-beams", type=int, default=1, help="in recognition (default: 1, greedy)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", action="extend", help="override recipe values"
-    )
-    parser.add_argument(
-        "--background", action="store_true", help="go on when the terminal closes; log in OUTPUT/grid.log"
-    )
-    parser.add_argument("--table-only", action="store_true", help="run nothing: the table of what is there")
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from experiments.real_speech.grid_cell import Cell, CellError, Plan, run_cell
+from experiments.real_speech.grid_table import Grid, render
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition import DataError
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.training import RecipeError, load_recipe
+
+LOG = "grid.log"
 
 
 def planned(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.real_speech.grid_options import CROSS_ATTENTIONS, ROOT, TRANSFORMS
 
 from hf_entmax_asr.analysis.sparsity import SparsityMeter
 from hf_entmax_asr.atomic_files import write_text_atomically
@@ -27,20 +28,8 @@ from hf_entmax_asr.training.preparation import load_rows
 from hf_entmax_asr.training.recipe import Recipe, recipe_to_dict
 from hf_entmax_asr.training.training_state import read_training_state
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULT = "cell.json"
 FRAMES_EXAMINED = 4000  # padded frames of a batch whose attention maps are kept
-
-# Name of the row -> what self-attention in encoder and decoder is, and the temperature (of every softmax in the model,
-# so of full cross-attention too).
-TRANSFORMS = {
-    "softmax": ("softmax", 1.0),
-    "softmax-T0.5": ("softmax", 0.5),
-    "sparsemax": ("sparsemax", 1.0),
-    "entmax15": ("entmax15", 1.0),
-    "entmax": ("entmax", 1.0),
-}
-CROSS_ATTENTIONS = ("full", "monotonic")
 WAYS = {"full": ("full",), "monotonic": ("hard", "soft")}  # of decoding, by cross-attention
 
 

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.real_speech.grid_cell import CROSS_ATTENTIONS, TRANSFORMS, WAYS, Cell, CellError, finished_cells
+from experiments.real_speech.grid_cell import WAYS, Cell, CellError, finished_cells
+from experiments.real_speech.grid_options import CROSS_ATTENTIONS, TRANSFORMS
 
 from hf_entmax_asr.metrics import (
     Edit,

@@ -140,7 +140,6 @@ GAME = Game(
     title="The Ur-Quan Masters",
     packages=(Package("uqm-voice", "non-free"), Package("uqm-content", "non-free")),
     copyright="usr/share/doc/uqm-voice/copyright",
-    folder="real_speech_uqm",
     read=read,
     form=1,
     expected={

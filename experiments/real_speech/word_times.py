@@ -21,15 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.real_speech.build_corpus import default_folder
-
-from hf_entmax_asr.analysis.phoneme_aligner import SAMPLING_RATE, AlignmentError, PocketsphinxAligner
-from hf_entmax_asr.analysis.phonemes import Interval, ctm_lines
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.audio import read_audio
-from hf_entmax_asr.corpora.folder import load_folder
-
-SHOWN_EVERY = 100  # utterances
+from experiments.real_speech.cache_folders import default_folder
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,6 +30,18 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--splits", nargs="+", default=["test"], help="(default: test)")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from hf_entmax_asr.analysis.phoneme_aligner import SAMPLING_RATE, AlignmentError, PocketsphinxAligner
+from hf_entmax_asr.analysis.phonemes import Interval, ctm_lines
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.audio import read_audio
+from hf_entmax_asr.corpora.folder import load_folder
+
+SHOWN_EVERY = 100  # utterances
 
 
 def align_words(aligner: PocketsphinxAligner, waveform: Any, text: str) -> list[Interval]:

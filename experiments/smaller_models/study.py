@@ -28,28 +28,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from experiments.real_speech.grid_cell import CellError, same_settings
-from experiments.smaller_models.table import AS_CUT, GATES, SETTINGS, TRAINED, UNPRUNED, render
-from experiments.smaller_models.variant import Study, Variant, monotonic_modules, run_variant, say, time_variant
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.analysis import PocketsphinxAligner, map_groups_of
-from hf_entmax_asr.analysis.document import AnalysisDocument, save_analysis
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.evenly_spaced import evenly_spaced
-from hf_entmax_asr.recognition import DataError, gated_off
-from hf_entmax_asr.recognition.checkpoint import CheckpointError
-from hf_entmax_asr.recognition.inspection import analyze
-from hf_entmax_asr.recognition.surgery import load_matching_analysis, most_redundant_heads, most_waited_for_heads
-from hf_entmax_asr.training import RecipeError
-from hf_entmax_asr.training.memory import keep_freed_memory
-from hf_entmax_asr.training.preparation import load_rows
-from hf_entmax_asr.training.recipe import recipe_to_dict
-
-ANALYSIS = "analysis.json"
-ANALYSED_UTTERANCES = 100
-
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -82,6 +60,32 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
     return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+import torch
+from experiments.real_speech.grid_cell import CellError, same_settings
+from experiments.smaller_models.table import AS_CUT, GATES, SETTINGS, TRAINED, UNPRUNED, render
+from experiments.smaller_models.variant import Study, Variant, monotonic_modules, run_variant, say, time_variant
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.analysis import PocketsphinxAligner, map_groups_of
+from hf_entmax_asr.analysis.document import AnalysisDocument, save_analysis
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.evenly_spaced import evenly_spaced
+from hf_entmax_asr.recognition import DataError, gated_off
+from hf_entmax_asr.recognition.checkpoint import CheckpointError
+from hf_entmax_asr.recognition.inspection import analyze
+from hf_entmax_asr.recognition.surgery import load_matching_analysis, most_redundant_heads, most_waited_for_heads
+from hf_entmax_asr.training import RecipeError
+from hf_entmax_asr.training.memory import keep_freed_memory
+from hf_entmax_asr.training.preparation import load_rows
+from hf_entmax_asr.training.recipe import recipe_to_dict
+
+ANALYSIS = "analysis.json"
+ANALYSED_UTTERANCES = 100
 
 
 def check_numbers(study: Study) -> None:

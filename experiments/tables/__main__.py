@@ -19,41 +19,47 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.real_speech import grid
-from experiments.real_speech.build_corpus import default_folder
-from experiments.real_speech.grid_cell import CellError
-from experiments.tables.cell import Cell, TablePlan, run_cell
-from experiments.tables.report import TABLES, render
-from experiments.tables.systems import RECIPES, SIZES
-from transformers.utils.logging import disable_progress_bar
-
-from hf_entmax_asr.atomic_files import write_text_atomically
-from hf_entmax_asr.corpora import CORPORA
-from hf_entmax_asr.recognition import CheckpointError, DataError
-from hf_entmax_asr.training import RecipeError
+from experiments.real_speech.cache_folders import default_folder
+from experiments.real_speech.grid_options import RECIPES, add_cell_options
+from experiments.tables.paper import SIZES, TABLES
+from scripts.program_options import corpora
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--table", choices=("I", *TABLES), required=True, help="which of the paper's tables")
     parser.add_argument("--output", type=Path, required=True, help="folder of the cells and the tables")
     parser.add_argument("--data", default=str(default_folder()), help="the corpus (default: %(default)s)")
-    parser.add_argument("--corpus", choices=tuple(CORPORA), default="folder", help="its form (default: %(default)s)")
+    parser.add_argument("--corpus", choices=corpora(), default="folder", help="its form (default: %(default)s)")
     parser.add_argument(
         "--recipe", type=Path, default=RECIPES / "real_speech.yaml", help="of the training (default: %(default)s)"
     )
     parser.add_argument("--size", choices=SIZES, default="small", help="of the models of II to V (default: small)")
     parser.add_argument("--systems", nargs="+", help="rows to run, by their keys (default: all of the table)")
     parser.add_argument("--test-splits", nargs="+", default=["test"], help="what is recognised (default: test)")
-    grid.add_cell_options(parser)
+    add_cell_options(parser)
     arguments = parser.parse_args(words)
     if arguments.table != "I" and arguments.systems:
         known = [row.system for row in TABLES[arguments.table].rows]
         if unknown := [name for name in arguments.systems if name not in known]:
             parser.error(f"--systems: {unknown[0]} is no row of table {arguments.table}; it has {', '.join(known)}")
     return arguments
+
+
+if __name__ == "__main__":
+    parse()  # a wrong option ends the program here, before the imports below load torch
+
+from experiments.real_speech import grid
+from experiments.real_speech.grid_cell import CellError
+from experiments.tables.cell import Cell, TablePlan, run_cell
+from experiments.tables.report import render
+from transformers.utils.logging import disable_progress_bar
+
+from hf_entmax_asr.atomic_files import write_text_atomically
+from hf_entmax_asr.recognition import CheckpointError, DataError
+from hf_entmax_asr.training import RecipeError
 
 
 def table_one(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,9 @@ speech."""
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.real_speech.grid_cell import ROOT
+from experiments.real_speech.grid_options import RECIPES
 
 from hf_entmax_asr.training.typed_yaml import read_tree
-
-RECIPES = ROOT / "scripts" / "recipes"
-SIZES = ("small", "published")
 
 # About two million parameters each, as the recogniser of real_speech.yaml.
 _TRANSFORMER = {
@@ -36,7 +33,7 @@ class System:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def model(self, size: str) -> dict[str, Any]:
-        """The model section in one of `SIZES`."""
+        """The model section in one of `paper.SIZES`."""
         model = read_tree(RECIPES / f"{self.recipe}.yaml")["model"] | self.changes
         return model | self.small if size == "small" else model
 

@@ -35,15 +35,20 @@ def usages(programs: Iterable[str]) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
+def start(program: str) -> None:
+    """Run a program in this process, as Python starts it: a file of the repository, or a module for -m."""
+    if program.endswith(".py"):
+        sys.path[0] = str((ROOT / program).parent)
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    else:
+        sys.path[0] = str(ROOT)
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
 def _print_usage(program: str, output: Path) -> None:
     with output.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sys.argv = [program, "--help"]
-        if program.endswith(".py"):
-            sys.path[0] = str((ROOT / program).parent)
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-        else:
-            sys.path[0] = str(ROOT)
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        start(program)
 
 
 def _main() -> int:
