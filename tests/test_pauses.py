@@ -71,6 +71,7 @@ def test_speech_goes_on_at_the_quietest_place_behind_the_last_token():
         assert start == (None if expected is None else pytest.approx(expected * RATE, abs=0.05 * RATE))
     assert pauses.speech_behind(int(0.6 * RATE), int(1.2 * RATE)) == pytest.approx(0.7 * RATE, abs=0.05 * RATE)
     assert pauses.speech_behind(2 * RATE, 3 * RATE) is None
+    assert pauses.speech_behind(0, RATE) >= 0.15 * RATE  # or the same utterance would begin again, and again
     _, pauses = heard_in_pieces(torch.cat([sound(0.5), torch.zeros(4000)]))
     assert pauses.speech_behind(int(0.45 * RATE), int(0.75 * RATE)) is None
 

@@ -6,7 +6,8 @@
 Clips of a split, in a random order, are joined with pauses of 0.3 to 1 s of noise at -60 dB between them. The clips,
 and the recording (read from a file, and by the pipeline from memory), are recognised in processes of their own, whose
 peak memory is told; beside it that of the first minute of the recording, for what does not come from its length.
-What OUTPUT has already is not made again.
+With --session a live session hears it too, whose utterances end at pauses or where the model ends them. What OUTPUT has
+already is not made again.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", default="test")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--piece-seconds", type=float, default=30.0)
+    parser.add_argument("--session", action="store_true", help="also by a live session, in chunks of 640 ms")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True, help="a folder for the audio and the texts")
     return parser.parse_args()
@@ -57,6 +59,7 @@ from hf_entmax_asr.recognition.transcription import transcribe_files
 RATE = 16_000
 NOISE_DB = -60.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 1.0
+LIVE_PAUSE_MS = 400.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,19 @@ def from_pipeline(checkpoint: str, file: Path, piece_seconds: float, threads: in
     return Done(plain(said["text"]), time.perf_counter() - began, peak_gib())
 
 
+def from_session(checkpoint: str, file: Path, piece_seconds: float, threads: int) -> Done:
+    """The text of a recording that comes in piece by piece."""
+    disable_progress_bar()
+    torch.set_num_threads(threads)
+    model, processor = load_recogniser(checkpoint, "cpu")
+    began = time.perf_counter()
+    with model.stream(processor, pause_ms=LIVE_PAUSE_MS, longest_seconds=min(piece_seconds, 25)) as session:
+        for block in soundfile.blocks(file, RATE // 10, dtype="float32"):
+            session.feed(block)
+        text = session.finish().committed
+    return Done(plain(text), time.perf_counter() - began, peak_gib())
+
+
 def peak_gib() -> float:
     """The most memory that this process ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -134,6 +150,7 @@ def main() -> int:
         f"{len(clips)} clips": (from_files, clips),
         "recording": (from_files, [recording]),
         "recording, pipeline": (from_pipeline, recording),
+        **({"recording, session": (from_session, recording)} if arguments.session else {}),
     }
     seconds = soundfile.info(recording).duration
     print(f"{seconds / 60:.1f} minutes, {len(reference.split()):,} words", flush=True)

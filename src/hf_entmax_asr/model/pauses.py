@@ -66,9 +66,9 @@ class Pauses:
         return max(self.loudest_db - BELOW_LOUDEST_DB, SILENCE_DB)
 
     def speech_behind(self, first: int, last: int) -> int | None:
-        """Where speech begins anew among the samples `first` to `last`: at the quietest place behind `first`, if sound
-        enough for a word follows."""
-        begin = first // self.step
+        """Where speech begins anew among the samples `first` to `last`: at the quietest place behind `first` (and not
+        where the utterance itself begins), if sound enough for a word follows."""
+        begin = max(first // self.step, SOUND_MS // LEVEL_MS)
         levels = self._levels_db[begin : last // self.step]
         if not levels:
             return None

@@ -235,6 +235,7 @@ class StreamSession:
 
     def _begin_next(self, start: int, heard: int) -> Tensor:
         """The next utterance begins at a sample of this one, with `heard` of the stream -> what is known of it."""
+        self._end_text()
         known, earlier = self._audio[start:], self.text
         self._start_sample += start
         self._heard_before = heard
@@ -258,8 +259,12 @@ class StreamSession:
         if self._pauses is None or not self._pauses.silent:
             self._writer.hear(torch.cat(states, 1) if states else None, self._encoder.sounding, more=False)
             tokens = yield from self._write(heard)
-        self._committed, self._held_back = self._committed + self._held_back, ""
+        self._end_text()
         return tokens
+
+    def _end_text(self) -> None:
+        """A character that is not whole stays so."""
+        self._committed, self._held_back = self._committed + self._held_back, ""
 
     def _needed(self) -> int:
         """Samples of the stream that had been heard when what is encoded could be."""
