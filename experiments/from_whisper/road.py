@@ -49,6 +49,7 @@ MONOTONIC = (
     "monotonic_chunk_size=null",
     "energy_bias_init=-2.5",
     "firing_rule=cumulative",
+    "firing_probability=0.7",
 )
 
 
