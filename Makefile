@@ -53,5 +53,5 @@ clean:  ## remove the environment and what runs have written
 
 $(STAMP): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e '.[train,plots,phonemes,wsj,test]'
+	$(VENV)/bin/pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,plots,phonemes,wsj,test]'
 	@touch $@
