@@ -34,8 +34,9 @@ KINDS = {
         "head_regularizer_weight": 0.1,
         "head_regularizer_layers": [1],
     },
-    "infinite lookback, rotary positions, shared maps": {
+    "infinite lookback, shared stops, rotary positions, shared maps": {
         "monotonic_chunk_size": None,
+        "monotonic_shared_stops": True,
         "encoder_positions": "rotary",
         "encoder_map_groups": [2],
         "decoder_map_groups": [2],
