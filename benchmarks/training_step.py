@@ -13,16 +13,14 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from timing_options import parser
+from timing_options import add_model_options, parser
 
 
 def parse() -> argparse.Namespace:
     options = parser(__doc__)
     options.set_defaults(threads=[2], rounds=7)
     options.add_argument("--batch", type=int, default=8)
-    options.add_argument("--frames", type=int, default=1000)
-    options.add_argument("--tokens", type=int, default=60)
-    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
+    add_model_options(options)
     return options.parse_args()
 
 

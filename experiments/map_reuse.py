@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing_options import parser
+from benchmarks.timing_options import add_model_options, parser
 
 
 def parse() -> argparse.Namespace:
@@ -23,9 +23,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--decoder-groups", type=int, nargs="+", help="of the decoder")
     options.add_argument("--checkpoints", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
     options.add_argument("--batch", type=int, default=8)
-    options.add_argument("--frames", type=int, default=1000)
-    options.add_argument("--tokens", type=int, default=60)
-    options.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER", help="sizes in place of the paper's")
+    add_model_options(options)
     return options.parse_args()
 
 

@@ -68,6 +68,7 @@ def test_speech_behind_an_end_that_the_model_found_is_another_utterance(beams):
     emitted = [token.emitted_ms for token in whole.tokens]
     assert emitted == sorted(emitted)
     assert emitted[-1] <= 3000
+    assert whole.stats().streamability == sum(time < 3000 for time in emitted) / len(emitted)  # not those behind it
     split, _ = stream(model, processor, audio, np.linspace(0, 1, 17), **options)
     assert split.tokens == whole.tokens
 

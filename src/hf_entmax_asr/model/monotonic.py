@@ -67,7 +67,7 @@ class MonotonicAttention(MultiHeadAttention):
         alone = self.config.monotonic_chunk_size == 1 and self.config.monotonic_head_wait is None
         alone = alone and not self.config.monotonic_shared_stops
         if self._reads_hard() and alone and not need_weights:
-            start = self._first_start(cache, past_tokens)
+            start = self._first_start(cache, past_tokens, "hard")
             context, stops = hard_reading(query, key, value, self.energy_bias, start, source_mask, *self._firing())
             if cache is not None:
                 cache.record(stops, past_tokens)
@@ -143,12 +143,18 @@ class MonotonicAttention(MultiHeadAttention):
         """(B, H or 1, …) of what stops -> (B, H, …): heads that share their stops have the same."""
         return of_stops.expand(-1, self.num_heads, *(-1,) * (of_stops.dim() - 2))
 
-    def _first_start(self, cache: MonotonicLayer | None, past_tokens: int) -> Tensor | None:
-        """(B, H) where hard heads stand before the first of the new tokens; None at the beginning."""
+    def _first_start(self, cache: MonotonicLayer | None, past_tokens: int, decoding: str) -> Tensor | None:
+        """(B, H) where hard heads stand before the first of the new tokens, or (B, H, S) of soft ones; of heads that
+        share their stops the first. None at the beginning."""
         start = cache.state(past_tokens) if cache is not None else None
-        if start is not None and start.dim() == 3:
-            raise ValueError("The cache was filled with monotonic_decoding='soft' and is now read with 'hard'.")
-        return start
+        if start is None:
+            return None
+        filled = "hard" if start.dim() == 2 else "soft"
+        if filled != decoding:
+            raise ValueError(
+                f"The cache was filled with monotonic_decoding='{filled}' and is now read with '{decoding}'."
+            )
+        return start[:, :1] if self.config.monotonic_shared_stops else start
 
     def _align(
         self,
@@ -162,20 +168,17 @@ class MonotonicAttention(MultiHeadAttention):
 
         The energy is (B, 1, U, S) where heads share their stops.
         """
-        chunk, stopping = self.config.monotonic_chunk_size, energy.shape[1]
+        chunk = self.config.monotonic_chunk_size
         rule, probability = self._firing()
         alignment = boundary = None
         if self._reads_hard():
-            start, wait = self._first_start(cache, past_tokens), self.config.monotonic_head_wait
-            start = None if start is None else start[:, :stopping]
-            active = self.active_heads() if wait is not None and hasattr(self, "gate") and stopping > 1 else None
+            start, wait = self._first_start(cache, past_tokens, "hard"), self.config.monotonic_head_wait
+            among = wait is not None and hasattr(self, "gate") and not self.config.monotonic_shared_stops
+            active = self.active_heads() if among else None
             boundary = self._of_each_head(hard_stops(energy, start, source_mask, rule, wait, active, probability))
             weights = soft_window(window_energy, boundary, chunk, source_mask)
         else:
-            start = cache.state(past_tokens) if cache is not None else None
-            if start is not None and start.dim() == 2:
-                raise ValueError("The cache was filled with monotonic_decoding='hard' and is now read with 'soft'.")
-            start = None if start is None else start[:, :stopping]
+            start = self._first_start(cache, past_tokens, "soft")
             alignment = expected_alignment(preserve_mass(energy, source_mask), source_mask, start)
             alignment = self._of_each_head(alignment)
             weights = expected_soft_attention(alignment, window_energy, chunk, source_mask)

@@ -68,7 +68,6 @@ class StreamSession:
         self._begin_utterance()
         self._earlier = ""  # text of the utterances before
         self._tokens: list[StreamToken] = []
-        self._written_early = 0
         self._seconds = 0.0
         self._finished = False
 
@@ -162,7 +161,7 @@ class StreamSession:
         """How the session went so far."""
         seconds = self._heard / self.processor.feature_extractor.sampling_rate
         behind = [token.emitted_ms - token.time_ms for token in self._tokens]
-        delays = tuple(token.emitted_ms for token in self._tokens)
+        delays, ended = tuple(token.emitted_ms for token in self._tokens), self._ms(self._heard)
         return StreamStats(
             audio_seconds=seconds,
             compute_seconds=self._seconds,
@@ -172,7 +171,7 @@ class StreamSession:
             first_token_delay_ms=behind[0] if behind else None,
             mean_token_delay_ms=sum(behind) / len(behind) if behind else None,
             last_token_delay_ms=behind[-1] if behind else None,
-            streamability=self._written_early / len(behind) if behind else None,
+            streamability=sum(delay < ended for delay in delays) / len(delays) if delays else None,
             lagging=lagging(delays, 1000 * seconds) if delays else None,
             held_numbers=self.held_numbers,
         )
@@ -211,9 +210,8 @@ class StreamSession:
                 self._told_partial = partial
                 events.append(StreamEvent(self.text, partial, tuple(tokens), self._ms(self._needed())))
             if (start := self._next_start(self._encoder.samples_for(self._encoder.positions))) is not None:
-                return torch.cat(
-                    [self._begin_next(start, self._needed()), samples[len(samples) if end is None else end :]]
-                )
+                behind = samples[:0] if end is None else samples[end:]
+                return torch.cat([self._begin_next(start, self._needed()), behind])
         if end is None:
             return None
         assert self._pauses is not None
@@ -246,9 +244,7 @@ class StreamSession:
     def _take_in(self, states: Tensor | None) -> Task[list[StreamToken]]:
         """The next chunk -> the tokens that it brings."""
         self._writer.hear(states, self._encoder.sounding, more=True)
-        tokens = yield from self._write(self._needed())
-        self._written_early += len(tokens)
-        return tokens
+        return (yield from self._write(self._needed()))
 
     def _end(self, heard: int) -> Task[list[StreamToken]]:
         """The utterance ends here -> the tokens that were still to be written, of silence none."""
