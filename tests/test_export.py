@@ -168,10 +168,19 @@ def test_suppressed_tokens_prompt_and_end_are_written_down(whisper):
 
 
 def test_rules_of_the_loop():
-    settings = {"suppressed_ids": [3], "suppressed_at_start_ids": [2], "end_ids": [1]}
+    settings = {"suppressed_ids": [3], "suppressed_at_start_ids": [2], "end_ids": [1], "start_ids": [7]}
+    settings |= {"max_repeats": 2, "longest_phrase": 2}
     logits = np.array([[0.0, 1.0, 3.0, 4.0]] * 2, np.float32)
-    assert greedy_decoding.choose(settings, logits, 0, np.array([5, 0])).tolist() == [1, 1]
-    assert greedy_decoding.choose(settings, logits, 1, np.array([5, 1])).tolist() == [2, 1]
+    given, one_token = np.full((2, 1), 7), np.full((2, 2), 7)
+    one_token[:, 1] = 0
+    assert greedy_decoding.choose(settings, logits, given, np.array([5, 0])).tolist() == [1, 1]
+    assert greedy_decoding.choose(settings, logits, one_token, np.array([5, 1])).tolist() == [2, 1]
+    circles = np.array([[7, 0, 2, 0, 2], [7, 0, 0, 2, 2]])
+    scores = logits.copy()
+    greedy_decoding.forbid_circles(settings, scores, circles)
+    assert np.isinf(scores).tolist() == [[True, False, False, False], [False, False, True, False]]
+    greedy_decoding.forbid_circles(settings | {"max_repeats": 0}, logits, circles)
+    assert np.isfinite(logits).all()
     lengths = {"start_ids": [1, 2], "max_new_tokens": None, "max_length": None}
     assert greedy_decoding.longest(lengths, np.array([4, 7])) == 10
     assert greedy_decoding.longest({**lengths, "max_new_tokens": 3}, np.array([7])) == 5

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from hf_entmax_asr.model.cache import MonotonicLayer
-from hf_entmax_asr.model.generation_inputs import EndWithAudio, most_tokens
+from hf_entmax_asr.model.generation_inputs import EndWithAudio, NoCircles, most_tokens
 from support.small_models import features, small_config, small_model
 
 
@@ -157,3 +159,39 @@ def test_sharded_models_generate_what_whole_ones_do():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["whole", "layer by layer", "transducer", ""]
+
+
+def naive_circles(text, most):
+    """The tokens that cannot follow a text, said with slices of lists."""
+    phrases = range(1, min(16, len(text) // most) + 1)
+    return {text[-size] for size in phrases if text[-size * most :] == text[-size:] * most}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(2, 9), st.integers(1, 18), st.integers(0, 4))
+def test_a_phrase_that_stands_often_enough_cannot_begin_again(head, most, size, repeats):
+    text = head + head[-size:] * most * (repeats > 0)
+    scores = NoCircles(most)(torch.tensor([text, [7] * len(text)]), torch.zeros(2, 8))
+    assert {token for token in range(8) if scores[0, token] == -torch.inf} == naive_circles(text, most)
+    assert {token for token in range(8) if scores[1, token] == -torch.inf} == naive_circles([7] * len(text), most)
+
+
+@pytest.mark.parametrize("strategy", [{}, {"num_beams": 3}])
+def test_no_text_goes_round_in_circles(talker, strategy):
+    x, mask = features()
+    talker.config.max_tokens_per_position = 4
+    ids = talker.generate(x, attention_mask=mask, max_repeats=0, **strategy)[0, 1:-1].tolist()
+    assert naive_circles(ids, 8)  # by itself it does
+    for most in (8, 3):
+        asked = {} if most == 8 else {"max_repeats": most}
+        ids = talker.generate(x, attention_mask=mask, **asked, **strategy)[0, 1:-1].tolist()
+        assert not any(ids[end] in naive_circles(ids[:end], most) for end in range(1, len(ids)))
+    talker.generation_config.max_repeats = 3
+    assert talker.generate(x, attention_mask=mask, **strategy)[0, 1:-1].tolist() == ids
+
+
+@pytest.mark.parametrize("wrong", [1, -1, 2.5, True])
+def test_a_number_of_repeats_that_cannot_be_is_refused(wrong):
+    x, mask = features()
+    with pytest.raises(ValueError, match=r"max_repeats = .* must be 2 or more"):
+        small_model().generate(x, attention_mask=mask, max_repeats=wrong)

@@ -80,7 +80,7 @@ def greedy(
         carried = {each["input"]: outputs[each["output"]] for each in settings["carried"]}
         if place + 1 < given:  # of start token and prompt the next is known
             continue
-        following = choose(settings, np.asarray(outputs["logits"]), place + 1 - given, limits)
+        following = choose(settings, np.asarray(outputs["logits"]), ids, limits)
         following = np.where(ended, settings["pad_id"], following)
         ids = np.concatenate([ids, following[:, None]], 1)
         ended |= np.isin(following, settings["end_ids"])
@@ -89,15 +89,25 @@ def greedy(
     return ids
 
 
-def choose(settings: dict[str, Any], logits: np.ndarray, tokens: int, limits: np.ndarray) -> np.ndarray:
-    """Logits (B, V) -> the next ids (B,) of texts of so many tokens: the likeliest of those that are allowed, and the
-    end where the audio cannot hold more."""
-    scores = logits.copy()
+def choose(settings: dict[str, Any], logits: np.ndarray, ids: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Logits (B, V) -> the next ids (B,) behind ids (B, U): the likeliest of those that are allowed, and the end where
+    the audio cannot hold more."""
+    scores, tokens = logits.copy(), ids.shape[1] - len(settings["start_ids"])
     scores[:, settings["suppressed_ids"]] = -np.inf
     if tokens == 0:
         scores[:, settings["suppressed_at_start_ids"]] = -np.inf
+    forbid_circles(settings, scores, ids)
     following = scores.argmax(1)
     return np.where(tokens >= limits, settings["end_ids"][0], following) if settings["end_ids"] else following
+
+
+def forbid_circles(settings: dict[str, Any], scores: np.ndarray, ids: np.ndarray) -> None:
+    """Scores (B, V) behind ids (B, U): where a phrase stands as often in a row as one may, it cannot begin again."""
+    most = settings["max_repeats"]
+    for phrase in range(1, min(settings["longest_phrase"], ids.shape[1] // most if most else 0) + 1):
+        tail = ids[:, -most * phrase :]
+        circles = (tail[:, phrase:] == tail[:, :-phrase]).all(1)
+        scores[circles, tail[circles, -phrase]] = -np.inf
 
 
 def padded(

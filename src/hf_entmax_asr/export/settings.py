@@ -5,7 +5,7 @@ from typing import Any
 from hf_entmax_asr.export.modules import ExportedDecoderStep, ExportedEncoder, output_name
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.configuration_entmax_asr_baselines import EntmaxAsrBaselineConfig
-from hf_entmax_asr.model.generation_inputs import NO_LIMIT
+from hf_entmax_asr.model.generation_inputs import LONGEST_PHRASE, NO_LIMIT, no_circles
 from hf_entmax_asr.model.modeling_entmax_asr import EntmaxAsrForConditionalGeneration
 
 # Of a generation configuration: what changes greedy decoding and is not written here, and what changes nothing.
@@ -77,6 +77,8 @@ def decoding_settings(
         "pad_id": next(iter([*_ids(generation.pad_token_id), *ends]), config.pad_token_id),
         "suppressed_ids": _ids(generation.suppress_tokens),
         "suppressed_at_start_ids": _ids(generation.begin_suppress_tokens),
+        "max_repeats": next((guard.max_repeats for guard in no_circles(generation, {})), 0),
+        "longest_phrase": LONGEST_PHRASE,
         "frames_per_position": config.frames_per_position,
         "most_frames": most_frames(config),
         "max_tokens_per_position": config.max_tokens_per_position,

@@ -14,7 +14,7 @@ from .cache import make_cache
 from .chunks import Chunks, encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .ctc_generation import generate_with_ctc_alone, weight_of_ctc, with_ctc
-from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, gathers_shards, most_tokens
+from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, gathers_shards, most_tokens, no_circles
 from .live_generation import check_live, generate_live
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
@@ -67,11 +67,11 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         `decoder_prompt_ids` stand before the text.
 
         A text ends at the latest where it has as many tokens as speech of its length can (`max_tokens_per_position` of
-        the configuration), with a warning; `max_new_tokens` and `max_length` can end it before.
+        the configuration), with a warning; `max_new_tokens` and `max_length` can end it before. A phrase stands at most
+        `max_repeats` times in a row (8; 0: as often as the model will), so that no text goes round in circles.
 
-        With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`: one
-        (N, H, U) tensor of encoder positions per monotonic layer for the N returned sequences (see `head_boundaries`).
-        They cost one more pass of the decoder; the audio is encoded once.
+        With `return_dict_in_generate=True`, a model whose monotonic heads read hard also returns `boundaries`, as
+        `head_boundaries` has them for the N returned sequences, at the cost of one more pass of the decoder.
 
         `ctc_weight`, here or in the generation configuration: 0, the default, is the decoder alone, between 0 and 1
         CTC has its say at every token (see `ctc_prefix`), 1 is CTC alone, without the decoder (see `ctc_search`).
@@ -231,12 +231,14 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
     ) -> tuple[GenerationConfig | None, dict[str, Any], EndWithAudio | None]:
         """The arguments of `generate` with the limits (B,) of the texts in them, and what notes the texts cut there."""
         length = {"max_length": self._longest(generation_config, asked, limits), "max_new_tokens": None}
+        processors = [*(asked.get("logits_processor") or ()), *no_circles(settings, asked)]
         end = None
         if limits is not None and settings.eos_token_id is not None:
             ends = torch.as_tensor(settings.eos_token_id, device=limits.device).reshape(-1)
             given = asked.get("decoder_input_ids")
             end = EndWithAudio(limits, ends, 1 if given is None else given.shape[1])
-            asked["logits_processor"] = LogitsProcessorList([*(asked.get("logits_processor") or ()), end])
+            processors.append(end)
+        asked["logits_processor"] = LogitsProcessorList(processors)
         if generation_config is None:
             return None, asked | length, end
         # Transformers wants all options in the configuration, where there is one.

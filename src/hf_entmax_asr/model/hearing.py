@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from .cache import make_cache
-from .generation_inputs import tokens_of_frames
+from .generation_inputs import no_circles, tokens_of_frames
 from .monotonic import MonotonicAttention
 from .streaming import padded_in_front
 
@@ -84,7 +85,10 @@ class TokenWriter:
         ends = settings.eos_token_id if settings.eos_token_id is not None else model.config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or ())
         self._processors = model._get_logits_processor(
-            generation_config=settings, input_ids_seq_length=len(self.given), device=model.device
+            generation_config=settings,
+            input_ids_seq_length=len(self.given),
+            logits_processor=LogitsProcessorList(no_circles(settings, {})),
+            device=model.device,
         )
 
     @torch.no_grad()
