@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from program_options import add_language_model_options
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -37,6 +39,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--firing-probability", type=float, help="at which heads stop (default: the model's)")
     parser.add_argument("--language", help="of a multilingual model")
+    add_language_model_options(parser)
     parser.add_argument("--paced", action="store_true", help="feed a file at the pace of speech")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--tokens", action="store_true", help="print a line for each token, with its times")
@@ -53,6 +56,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.error_messages import reports_errors
+from hf_entmax_asr.ngram_lm.options import with_language_model
 from hf_entmax_asr.recognition.checkpoint import load_recogniser
 
 PIECE_MS = 100  # that audio is fed in
@@ -117,6 +121,7 @@ def main() -> int:
         model.config.monotonic_head_wait = arguments.head_wait
     if arguments.firing_probability is not None:
         model.config.firing_probability = arguments.firing_probability
+    model = with_language_model(model, processor, arguments)
     session = model.stream(
         processor,
         chunk_ms=arguments.chunk_ms,

@@ -367,6 +367,10 @@ def test_a_fused_model_puts_the_language_model_first_and_is_else_the_model(syste
     both = fused.generate(inputs[0], logits_processor=LogitsProcessorList([last]), **options)
     assert torch.equal(both, model.generate(inputs[0], logits_processor=[fusion], **options))
     assert seen
+    streamed = []
+    model.stream = lambda *given, **asked: streamed.append((given, asked))
+    fused.stream("processor", chunk_ms=160, logits_processor=[last])
+    assert streamed == [(("processor",), {"chunk_ms": 160, "logits_processor": [fusion, last]})]
 
 
 def test_refusals(systems, tmp_path):

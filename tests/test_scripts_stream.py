@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from support.language_models import make_ngrams, needs_kenlm, write_arpa
 from test_sessions import RATE, recogniser, speech
 
 
@@ -55,3 +56,15 @@ def test_silence_and_what_is_refused(call, checkpoint, recording, tmp_path):
     status, text, said = call("stream", checkpoint, recording, "--chunk-ms", 50)
     assert (status, text) == (1, "")
     assert "multiple of 40 ms" in said
+
+
+@needs_kenlm
+def test_a_language_model(call, checkpoint, recording, tmp_path):
+    arpa = write_arpa(tmp_path / "lm.arpa", make_ngrams([["a", "be"], ["be", "a"]]))
+    asked = ("stream", checkpoint, recording, "--chunk-ms", 160)
+    alone, fused = call(*asked)[1], call(*asked, "--lm", arpa, "--lm-weight", 20)[1]
+    assert set(fused.split()) <= {"a", "be", "b"}  # the last may be cut by the limit of the audio
+    assert fused != alone
+    status, text, said = call(*asked, "--lm", tmp_path / "none.arpa")
+    assert (status, text) == (1, "")
+    assert "none.arpa" in said

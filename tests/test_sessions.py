@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LogitsProcessor
 
 from hf_entmax_asr import EntmaxAsrFeatureExtractor, EntmaxAsrProcessor
 from hf_entmax_asr.recognition import decoding_as
@@ -124,6 +125,36 @@ def test_beams_settle_on_the_text_of_the_whole_audio(front_end, ends_anywhere, l
         early += (session.stats().streamability or 0) > 0 and any(event.partial for event in events)
         assert session.tokens == stream(model, processor, audio, num_beams=3)[0].tokens
     assert early
+
+
+class Chained(LogitsProcessor):
+    """Likes some tokens behind others, as a language model does."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.liking = 3 * torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, input_ids, scores):
+        return scores + self.liking[input_ids[:, -1]]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_processors_of_scores_are_those_of_generate_in_every_utterance(beams):
+    model, processor = recogniser()
+    liking, changed = [Chained(model.config.vocab_size)], 0
+    for seed in range(3):
+        audio = speech(2.0, seed)
+        session, _ = stream(model, processor, audio, num_beams=beams, logits_processor=liking)
+        whole = offline(model, processor, audio, num_beams=beams, logits_processor=liking)
+        assert session.sequence == whole.sequences[0].tolist()
+        pieces = iter(np.array_split(audio, 7))
+        if beams == 1:
+            asked = {"processor": processor, "encoder_chunk_size": 4, "logits_processor": liking}
+            assert model.generate(input_features=pieces, **asked)[0].tolist() == session.sequence
+        changed += session.sequence != stream(model, processor, audio, num_beams=beams)[0].sequence
+    assert changed
+    model.generation_config.ctc_weight = 0.3
+    with pytest.raises(ValueError, match=r"ctc_weight = 0.3: CTC scores a text by the whole audio"):
+        model.stream(processor, chunk_ms=160)
 
 
 def test_beams_end_where_the_positions_of_tokens_do():

@@ -1,12 +1,12 @@
 """Generation: `generate` of transformers with the cache of this model, and where the monotonic heads stopped."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, logging
 
@@ -145,6 +145,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
             self._longest(generation_config, asked, None) - 1 - len(prompt),
             asked.get("processor"),
             asked.get("streamer"),
+            asked.get("logits_processor") or (),
         )
 
     def stream(
@@ -158,6 +159,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         longest_seconds: float = 25.0,
         language: str | None = None,
         task: str | None = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
     ) -> StreamSession:
         """A session that writes text while audio comes in: `docs/streaming.md`.
 
@@ -170,6 +172,7 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
                 as in `generate`.
             longest_seconds: with `pause_ms`, an utterance is cut at the best place before it is longer than that.
             language, task: as in `generate`, but for "auto".
+            logits_processor: as in `generate`; `FusedModel.stream` puts its language model here.
 
         Raises:
             ValueError: a model that must hear the end before it can write, features that need it, impossible values.
@@ -189,7 +192,15 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         rule = None if pause_ms is None else PauseRule(pause_ms, longest_seconds * 1000)
         prompt = self._spoken_prompt(language, task)
         chunks = Chunks(size, left_chunks)
-        return StreamSession(self, processor, chunks, pause_rule=rule, prompt=prompt, num_beams=num_beams)
+        return StreamSession(
+            self,
+            processor,
+            chunks,
+            pause_rule=rule,
+            prompt=prompt,
+            num_beams=num_beams,
+            logits_processor=logits_processor,
+        )
 
     def _spoken_prompt(self, language: str | None, task: str | None) -> list[int]:
         """Tokens behind the start token for audio that comes in."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from .cache import make_cache
 from .generation_inputs import no_circles, tokens_of_frames
@@ -46,6 +46,11 @@ def check_streamable(model: Any) -> None:
             f"monotonic_decoding = {config.monotonic_decoding!r} needs the whole audio; heads that stop are needed: "
             "set model.config.monotonic_decoding = 'hard'."
         )
+    if weight := getattr(model.generation_config, "ctc_weight", None):
+        raise ValueError(
+            f"generation_config.ctc_weight = {weight}: CTC scores a text by the whole audio, which is not there yet "
+            "while it comes in. Set model.generation_config.ctc_weight = 0, or give the whole audio to generate."
+        )
     if model.training:
         raise ValueError("The model is in training mode: call model.eval().")
 
@@ -61,10 +66,23 @@ class TokenWriter:
     """Tokens of one utterance, greedily, under a generation config (suppressed tokens and the like)."""
 
     def __init__(
-        self, model: Any, prompt: Sequence[int], settings: Any = None, limit: int | None = None, rows: int = 1
+        self,
+        model: Any,
+        prompt: Sequence[int],
+        settings: Any = None,
+        limit: int | None = None,
+        rows: int = 1,
+        processors: Sequence[LogitsProcessor] = (),
     ):
-        """prompt: tokens behind the start token, before the text; settings: a generation config, by default the
-        model's; limit: so many tokens are written at most, the end among them; rows: texts that are tried at a time."""
+        """
+        Args:
+            model: whose heads are monotonic.
+            prompt: tokens behind the start token, before the text.
+            settings: a generation config, by default the model's.
+            limit: so many tokens are written at most, the end among them.
+            rows: texts that are tried at a time.
+            processors: of their scores, before those of the settings.
+        """
         self.model = model
         self.rows = rows
         self.cache = make_cache(model.config, num_beams=rows)
@@ -87,7 +105,7 @@ class TokenWriter:
         self._processors = model._get_logits_processor(
             generation_config=settings,
             input_ids_seq_length=len(self.given),
-            logits_processor=LogitsProcessorList(no_circles(settings, {})),
+            logits_processor=LogitsProcessorList([*processors, *no_circles(settings, {})]),
             device=model.device,
         )
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from .hearing import Step, TokenWriter, WrittenToken
 
@@ -33,9 +34,15 @@ class BeamWriter(TokenWriter):
     """
 
     def __init__(
-        self, model: Any, prompt: Sequence[int], settings: Any = None, limit: int | None = None, num_beams: int = 2
+        self,
+        model: Any,
+        prompt: Sequence[int],
+        settings: Any = None,
+        limit: int | None = None,
+        num_beams: int = 2,
+        processors: Sequence[LogitsProcessor] = (),
     ):
-        super().__init__(model, prompt, settings, limit, num_beams)
+        super().__init__(model, prompt, settings, limit, num_beams, processors)
         settings = model.generation_config if settings is None else settings
         if settings.early_stopping == "never":
             raise ValueError(

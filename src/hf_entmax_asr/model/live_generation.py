@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 from transformers.generation import GenerateEncoderDecoderOutput
 
 from .chunks import Chunks
@@ -22,7 +23,14 @@ from .hearing import TokenWriter, check_streamable
 from .stepping import Task, run
 from .streaming import Chunk, IncrementalEncoder
 
-KNOWN_ARGUMENTS = {"input_features", "streamer", "processor", "encoder_chunk_size", "encoder_left_chunks"}
+KNOWN_ARGUMENTS = {
+    "input_features",
+    "streamer",
+    "processor",
+    "logits_processor",
+    "encoder_chunk_size",
+    "encoder_left_chunks",
+}
 
 
 def check_live(model: Any, settings: Any, chunks: Chunks, ctc_weight: float, asked: Iterable[str]) -> None:
@@ -55,6 +63,7 @@ def generate_live(
     limit: int,
     processor: Any = None,
     streamer: Any = None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Tensor | GenerateEncoderDecoderOutput:
     """Sequences (B, given + U) as `generate` returns them, with `return_dict_in_generate` in an object that holds
     `boundaries` too. Pieces behind the end of all texts are left where they are.
@@ -65,19 +74,21 @@ def generate_live(
         settings, limit: the generation config, and so many new tokens at most.
         processor: of the model, for pieces of audio.
         streamer: of transformers; is told each token as soon as it is written.
+        processors: of scores, before those of the settings.
     """
     first = next(pieces, None)
     if first is None:
         raise ValueError("input_features is an iterator without pieces; it must give at least one.")
     extractor = None if np.ndim(first) == 3 else _extractor(processor, first)
-    streams = [_Stream(model, extractor, chunks, prompt, settings, limit) for _ in first] if extractor is None else []
-    streams = streams or [_Stream(model, extractor, chunks, prompt, settings, limit)]
+    rows = len(first) if extractor is None else 1
+    encoders = [IncrementalEncoder(model.get_encoder(), extractor, chunks) for _ in range(rows)]
+    writers = [TokenWriter(model, prompt, settings, limit, processors=processors) for _ in range(rows)]
+    streams = [_Stream(extractor, *sides) for sides in zip(encoders, writers, strict=True)]
     if streamer is not None:
         streamer.put(torch.tensor([stream.writer.sequence for stream in streams]))
     told = [len(stream.writer.sequence) for stream in streams]
     for piece in itertools.chain([first], pieces):
-        rows = [piece] if extractor is not None else piece
-        run([stream.feeding(row) for stream, row in zip(streams, rows, strict=True)])
+        run([stream.feeding(row) for stream, row in zip(streams, piece if extractor is None else [piece], strict=True)])
         _tell(streamer, streams, told)
         if all(stream.writer.ended for stream in streams):
             break
@@ -112,12 +123,8 @@ def _extractor(processor: Any, piece: Any) -> Any:
 class _Stream:
     """One row of the batch: its encoder and its text."""
 
-    def __init__(
-        self, model: Any, extractor: Any, chunks: Chunks, prompt: Sequence[int], settings: Any, limit: int
-    ) -> None:
-        self.extractor = extractor
-        self.encoder = IncrementalEncoder(model.get_encoder(), extractor, chunks)
-        self.writer = TokenWriter(model, prompt, settings, limit)
+    def __init__(self, extractor: Any, encoder: IncrementalEncoder, writer: TokenWriter) -> None:
+        self.extractor, self.encoder, self.writer = extractor, encoder, writer
 
     def feeding(self, piece: Any) -> Task[None]:
         """Takes audio (N,) or frames (T, F), and writes what can be written."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from .chunks import Chunks
 from .hearing import TokenWriter, WrittenToken, check_streamable
@@ -46,6 +47,7 @@ class StreamSession:
         pause_rule: PauseRule | None = None,
         prompt: Sequence[int] = (),
         num_beams: int = 1,
+        logits_processor: Sequence[LogitsProcessor] = (),
     ):
         """See `EntmaxAsrGenerationMixin.stream`, which makes it."""
         check_streamable(model)
@@ -55,6 +57,7 @@ class StreamSession:
         self.pause_rule = pause_rule
         self.prompt = tuple(prompt)
         self.num_beams = num_beams
+        self.logits_processor = tuple(logits_processor)
         extractor = processor.feature_extractor
         self.samples_per_position = model.config.frames_per_position * extractor.hop_samples
         self._lead_samples = extractor.sampling_rate * LEAD_MS // 1000
@@ -180,9 +183,9 @@ class StreamSession:
         extractor = self.processor.feature_extractor
         self._encoder = IncrementalEncoder(self.model.get_encoder(), extractor, self.chunks)
         self._writer = (
-            TokenWriter(self.model, self.prompt)
+            TokenWriter(self.model, self.prompt, processors=self.logits_processor)
             if self.num_beams == 1
-            else BeamWriter(self.model, self.prompt, num_beams=self.num_beams)
+            else BeamWriter(self.model, self.prompt, num_beams=self.num_beams, processors=self.logits_processor)
         )
         self._pauses = None if self.pause_rule is None else Pauses(self.pause_rule, extractor.sampling_rate)
         self._audio = torch.zeros(0)  # of the utterance, where others may begin in it

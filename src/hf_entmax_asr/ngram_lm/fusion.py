@@ -155,7 +155,7 @@ class LanguageModelFusion(LogitsProcessor):
 
 
 class FusedModel:
-    """A recogniser whose `generate` has a language model; everything else is the recogniser's own."""
+    """A recogniser whose `generate` and `stream` have a language model; everything else is the recogniser's own."""
 
     def __init__(self, model: Any, fusion: LanguageModelFusion) -> None:
         self.model, self.fusion = model, fusion
@@ -175,6 +175,10 @@ class FusedModel:
             )
         processors = LogitsProcessorList([self.fusion, *(logits_processor or [])])
         return self.model.generate(*args, logits_processor=processors, **kwargs)
+
+    def stream(self, *args: Any, logits_processor: Any = (), **kwargs: Any) -> Any:
+        """As the recogniser's, likewise."""
+        return self.model.stream(*args, logits_processor=[self.fusion, *logits_processor], **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)

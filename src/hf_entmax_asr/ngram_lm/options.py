@@ -8,8 +8,8 @@ from hf_entmax_asr.ngram_lm.scoring import NgramModel
 
 
 def with_language_model(model: Any, processor: Any, arguments: argparse.Namespace) -> Any:
-    """The recogniser, with the language model of the arguments where there is one; they have num_beams and ctc_weight
-    too.
+    """The recogniser, with the language model of the arguments where there is one; they have num_beams too, and where
+    CTC can have its say ctc_weight.
 
     Raises:
         ImportError: KenLM is not installed.
@@ -31,6 +31,6 @@ def with_language_model(model: Any, processor: Any, arguments: argparse.Namespac
 
 def candidates_wanted(model: Any, arguments: argparse.Namespace) -> int | None:
     """For `LanguageModelFusion`, by the num_beams and the ctc_weight of the arguments: CTC alone wants all tokens."""
-    weight = arguments.ctc_weight
+    weight = getattr(arguments, "ctc_weight", None)
     weight = getattr(model.generation_config, "ctc_weight", None) if weight is None else weight
     return None if weight == 1 else 2 * arguments.num_beams
