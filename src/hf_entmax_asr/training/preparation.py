@@ -11,7 +11,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import concatenate_datasets
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
 from hf_entmax_asr.analysis.phonemes import LabelError, read_ctm
@@ -19,7 +18,6 @@ from hf_entmax_asr.analysis.word_alignment import label_ends
 from hf_entmax_asr.atomic_files import write_text_atomically
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.corpora import CORPORA, read_corpus
-from hf_entmax_asr.error_messages import in_one_line
 from hf_entmax_asr.evenly_spaced import evenly_spaced
 from hf_entmax_asr.model.configuration_entmax_asr import EntmaxAsrConfig
 from hf_entmax_asr.model.feature_extraction_entmax_asr import EntmaxAsrFeatureExtractor
@@ -44,11 +42,11 @@ from hf_entmax_asr.training.recipe import (
     recipe_differences,
     recipe_to_dict,
 )
+from hf_entmax_asr.training.starting_point import fit_to_texts, load_start, token_limit
 from hf_entmax_asr.training.training_state import STATE_FOLDER, TrainingState, read_training_state
 
 logger = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
-DENSER_THAN_TRAINING = 1.5  # tokens a second that a text may have, over the most in training
 _CMVN_UTTERANCES = 2000  # enough for global statistics: they settle after minutes of speech
 
 
@@ -93,7 +91,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, accelerator: Accelerator
         model, processor = load_start(recipe)
         model, processor = _for_tokenizer(recipe, rows, model, processor)
         splits = prepare_splits(recipe, rows, processor, model.config)
-        _widen_token_limit(model.config, splits.train)
+        fit_to_texts(model, recipe, splits.train)
         return Prepared(model, processor, splits, TrainingState(data_fingerprint=splits.train.fingerprint()), None)
     if checkpoint is None:
         processor = _build_once(recipe, rows, output, accelerator)
@@ -347,54 +345,13 @@ def build_config(recipe: Recipe, processor: EntmaxAsrProcessor) -> EntmaxAsrConf
     )
 
 
-def _widen_token_limit(config: EntmaxAsrConfig, train: Utterances) -> None:
-    """Let texts of a model that was trained before be as dense as those that it is now trained on, and some more."""
-    widened = DENSER_THAN_TRAINING * _densest(config, train)
-    config.max_tokens_per_position = max(config.max_tokens_per_position, widened)
-
-
-def _densest(config: EntmaxAsrConfig, train: Utterances) -> float:
-    """The most tokens for each encoder position that a text has."""
-    return round(float((train.tokens / config.positions_of(train.frames)).max()), 4)
-
-
 def build_model(recipe: Recipe, config: EntmaxAsrConfig, train: Utterances) -> Any:
     """A new model. With `energy_bias_init: auto` the bias starts at −log(encoder positions per token) of the data."""
     if "max_tokens_per_position" not in recipe.model:
-        config.max_tokens_per_position = DENSER_THAN_TRAINING * _densest(config, train)
+        config.max_tokens_per_position = token_limit(config, train)
     if recipe.model.get("energy_bias_init") == "auto":
         positions = config.positions_of(train.frames).sum() / train.tokens.sum()
         config.energy_bias_init = -math.log(positions)
         logger.info("%.2f encoder positions per token: energy bias %.3f", positions, config.energy_bias_init)
     check_memory(config)
     return recogniser_class(config)(config)
-
-
-def load_start(recipe: Recipe) -> tuple[Any, EntmaxAsrProcessor]:
-    """Model and processor of the checkpoint that the recipe starts from, with the keys of its model section.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-        RecipeError: weights of another size or other features are asked for.
-    """
-    start = str(recipe.start_from)
-    model, processor = load_recogniser(start, "cpu", any_system=True)
-    for key, value in recipe.features.items():
-        if key in ("min_seconds", "maximum"):  # how long recordings are, and by which maximum Whisper's are scaled
-            setattr(processor.feature_extractor, key, value)
-        elif value != (theirs := getattr(processor.feature_extractor, key, None)):
-            raise RecipeError(f"features.{key} is {value}, but {start} was trained with {theirs}; leave it out")
-    settings = model_settings(recipe).items()
-    if absent := [key for key, _ in settings if not hasattr(model.config, key)]:
-        raise RecipeError(f"start_from: {start} is a model that knows no model.{absent[0]}; leave it out")
-    changes = {key: value for key, value in settings if getattr(model.config, key) != value}
-    if not changes:
-        return model, processor
-    try:
-        config = type(model.config).from_dict(model.config.to_dict() | changes)
-        changed = type(model).from_pretrained(start, config=config)
-    except (RuntimeError, ValueError, StrictDataclassError) as error:
-        named = ", ".join(f"model.{key}: {value!r}" for key, value in changes.items())
-        raise RecipeError(f"start_from: {start} does not go with {named}: {in_one_line(error)}") from error
-    logger.info("differs from %s: %s", start, ", ".join(changes))
-    return changed, processor
