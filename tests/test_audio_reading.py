@@ -146,6 +146,19 @@ def test_what_libsndfile_does_not_read_goes_to_ffmpeg(tmp_path):
         read_audio(path)
 
 
+def test_a_wave_file_of_an_unknown_kind_is_refused(tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(0.1), 16_000)
+    content = bytearray(path.read_bytes())
+    for kind in (0xFF00, 0x0F0F, 0x0021):
+        content[20:22] = kind.to_bytes(2, "little")
+        path.write_bytes(content)
+        for read in (read_audio, audio_duration):
+            with pytest.raises(ValueError, match=r"cannot be decoded .* FFmpeg does not know"):
+                read(path)
+
+
 def test_a_pipe_a_folder_and_hours_in_a_small_file_are_refused_at_once(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.wav")
     for read in (read_audio, audio_duration):

@@ -151,6 +151,15 @@ def test_a_stream_meets_damage_on_its_way(tmp_path, caplog):
     assert f"{short} (cut short" in caplog.text
 
 
+def test_an_archive_that_has_no_end_is_not_waited_for(tmp_path, cache):
+    write_aishell1(tmp_path, archives=True)
+    archive = tmp_path / WAV / "S0003.tar.gz"
+    archive.unlink()
+    os.mkfifo(archive)
+    with pytest.raises(CorpusError, match=f"{archive} is a pipe or device; it must be a regular file"):
+        load_aishell1(tmp_path, cache_dir=cache)
+
+
 @pytest.mark.parametrize("how", ["cut", "checksum"])
 def test_a_damaged_archive_is_refused_or_dropped(tmp_path, cache, how):
     write_aishell1(tmp_path, archives=True)

@@ -146,6 +146,15 @@ def test_a_missing_index_is_a_missing_split(tmp_path, cache, caplog):
     assert "train_si284: not there (no index 13-34.1/wsj1/doc/indices/si_tr_s.ndx)" in caplog.text
 
 
+def test_half_a_split_is_damage(tmp_path, cache):
+    write_wsj(tmp_path)
+    index = tmp_path / "13-34.1/wsj1/doc/indices/si_tr_s.ndx"  # of two that make train_si284
+    index.write_text(";; File: si_tr_s.ndx\n")
+    with pytest.raises(CorpusError, match=f"1 indices without an entry: train_si284 {index}"):
+        load_wsj(tmp_path, splits="train_si284", cache_dir=cache)
+    assert load_wsj(tmp_path, splits="train_si284", bad_utterances="drop", cache_dir=cache)["train_si284"].num_rows == 3
+
+
 def test_damage_is_counted_named_and_refused_or_dropped(tmp_path, cache, caplog):
     write_wsj(tmp_path)
     cut(tmp_path / FIRST)

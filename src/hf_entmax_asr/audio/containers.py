@@ -115,6 +115,8 @@ def ffmpeg_blocks(file: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
             if not container.streams.audio:
                 raise ValueError("it holds no audio")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise ValueError("its audio is coded in a way that FFmpeg does not know")
             rate = stream.rate
             announced = stream.duration * stream.time_base if stream.duration and stream.time_base else None
             to_float = av.AudioResampler(format="fltp")

@@ -27,6 +27,7 @@ from hf_entmax_asr.corpora.report import (
     TWO_TEXTS,
 )
 from hf_entmax_asr.corpora.rows import finding, utterance
+from hf_entmax_asr.input_files import InputFileError, check_regular
 from hf_entmax_asr.text import TextRule
 
 if TYPE_CHECKING:
@@ -210,8 +211,9 @@ def _find_speakers(wav: Path, listing: Listing) -> dict[str, dict[str, str]]:
                 listing.findings.setdefault(SUPERSEDED, []).append(str(archive))
                 continue
             try:
+                check_regular(archive)
                 split = folder.name if folder != wav else _split_within(archive)
-            except _ARCHIVE_ERRORS as error:
+            except (*_ARCHIVE_ERRORS, InputFileError) as error:
                 listing.findings.setdefault(BAD_ARCHIVE, []).append(f"{archive} ({error})")
                 continue
             sources[split][speaker] = str(archive)

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_entmax_asr.audio.sphere import require_av
 from hf_entmax_asr.corpora.building import BadUtterances, Listing, file_signature, utf8_lines
 from hf_entmax_asr.corpora.corpus import ShardedCorpus
-from hf_entmax_asr.corpora.report import BAD_LINE, LISTED_TWICE, NEAREST_TEXT, NO_AUDIO, NO_TRANSCRIPT, Findings
+from hf_entmax_asr.corpora.report import (
+    BAD_LINE,
+    LISTED_TWICE,
+    NEAREST_TEXT,
+    NO_AUDIO,
+    NO_ENTRIES,
+    NO_TRANSCRIPT,
+    Findings,
+)
 from hf_entmax_asr.corpora.rows import finding, utterance
 from hf_entmax_asr.text import TextRule
 
@@ -104,7 +112,10 @@ def list_wsj(root: Path, splits: Sequence[str] | None) -> Listing:
             continue
         entries: dict[str, _Entry] = {}
         for path in indices.values():
-            for entry in _read_index(Path(path or ""), split, disc_files, transcripts, listing.findings):
+            listed = list(_read_index(Path(path or ""), split, disc_files, transcripts, listing.findings))
+            if not listed:
+                listing.findings.setdefault(NO_ENTRIES, []).append(f"{split} {path}")
+            for entry in listed:
                 if entry.name in entries:
                     listing.findings.setdefault(LISTED_TWICE, []).append(f"{split} {entry.where}")
                 entries.setdefault(entry.name, entry)
