@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessor
 
 from test_sessions import RATE, recogniser, speech, stream
 
@@ -71,6 +72,35 @@ def test_speech_behind_an_end_that_the_model_found_is_another_utterance(beams):
     assert whole.stats().streamability == sum(time < 3000 for time in emitted) / len(emitted)  # not those behind it
     split, _ = stream(model, processor, audio, np.linspace(0, 1, 17), **options)
     assert split.tokens == whole.tokens
+
+
+class NothingAtFirst(LogitsProcessor):
+    """The first text ends before it begins."""
+
+    def __init__(self, end: int) -> None:
+        self.end, self.calls = end, 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        others = torch.arange(scores.shape[1]) != self.end
+        return scores.masked_fill(others, -torch.inf) if self.calls == 1 else scores
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_speech_behind_an_empty_text_is_another_utterance(beams):
+    """As behind noise in which the model hears nothing."""
+    model, processor = recogniser()
+    model.generation_config.suppress_tokens = None
+    options = {"pause_ms": 300, "num_beams": beams}
+    silenced = {"logits_processor": [NothingAtFirst(model.config.eos_token_id)]}
+    audio = speech(3.0)
+    assert stream(model, processor, audio, num_beams=beams, **silenced)[0].text == ""
+    silenced["logits_processor"][0].calls = 0
+    session, _ = stream(model, processor, audio, **options, **silenced)
+    times = [token.time_ms for token in session.tokens]
+    assert max(times) > 2500
+    if beams == 1:
+        assert min(times) < 2000
 
 
 def test_a_long_utterance_is_cut_before_its_positions_end():

@@ -92,6 +92,7 @@ class TokenWriter:
         self.positions = 0
         self._most_tokens = 0  # that a text of the audio so far can have (`max_tokens_per_position`)
         self.ended = False
+        self.end_stops: list[list[int]] | None = None  # of the heads, when the model ended the text
         self._more = True
         self.read = 0  # tokens of the sequence that the decoder has read
         self._layers: list[MonotonicAttention] = [layer.encoder_attn for layer in model.get_decoder().layers]
@@ -153,10 +154,10 @@ class TokenWriter:
             scores = self._processors(ids, logits.float()).log_softmax(-1)[0]
             token = int(scores.argmax())
             self.sequence.append(token)
-            if token in self._ends:
-                self.ended = True
-                return None
             stops = [held.progress[0, :, -1].tolist() for held in self.held]
+            if token in self._ends:
+                self.ended, self.end_stops = True, stops
+                return None
             return WrittenToken(token, float(scores[token]), stops)
         return None
 

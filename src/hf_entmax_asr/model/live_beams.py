@@ -72,6 +72,7 @@ class BeamWriter(TokenWriter):
         self.sequence.append(written.id)
         if written.id not in self._ends:
             return written
+        self.end_stops = written.stops
         return None
 
     def _advance(self) -> Generator[Step, Tensor | None, bool]:

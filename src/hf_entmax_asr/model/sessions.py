@@ -229,9 +229,10 @@ class StreamSession:
 
     def _next_start(self, heard: int) -> int | None:
         """Where speech goes on behind the end that the model has found, among `heard` samples of the utterance."""
-        if self._pauses is None or not self._writer.found_end or self._last_stops is None:
+        last_stops = self._last_stops or self._writer.end_stops  # the latter where nothing was written
+        if self._pauses is None or not self._writer.found_end or last_stops is None:
             return None
-        stops = sorted(stop for layer in self._last_stops for stop in layer)
+        stops = sorted(stop for layer in last_stops for stop in layer)
         return self._pauses.speech_behind(stops[len(stops) // 2] * self.samples_per_position, heard)
 
     def _begin_next(self, start: int, heard: int) -> Tensor:
