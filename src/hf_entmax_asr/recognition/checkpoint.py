@@ -129,7 +129,7 @@ def _check_generation(settings: GenerationConfig, vocabulary: int, refuse: Calla
         value = getattr(settings, name, None)
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             refuse(GENERATION_CONFIG_NAME, f"{name} is {value!r}; it must be a whole number from 1 to {most:,}")
-    for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size", "top_k"):
+    for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size", "top_k", "max_repeats"):
         value = getattr(settings, name, None)
         if value is not None and (type(value) is not int or value < 0):
             refuse(GENERATION_CONFIG_NAME, f"{name} is {value!r}; it must be a whole number of at least 0")
