@@ -126,6 +126,7 @@ def overrides_of(cell: Cell, plan: Plan) -> list[str]:
         f"start_from={start_of(cell, plan).absolute()}",
         f"seed={cell.seed}",
         f"schedule.max_steps={plan.steps}",
+        "schedule.straight_through_fraction=0.3",  # heads stop at 0.5 here
     ]
     if cell.reading == "full":
         return [*settings, *WITHOUT_STOPS, *plan.overrides]
