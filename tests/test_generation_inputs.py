@@ -10,10 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from hf_entmax_asr.model.cache import MonotonicLayer
-from hf_entmax_asr.model.generation_inputs import EndWithAudio, NoCircles, most_tokens
+from hf_entmax_asr.model.generation_inputs import EndWithAudio, NoCircles, most_tokens, with_cheap_suppression
 from support.small_models import features, small_config, small_model
 
 
@@ -195,3 +200,22 @@ def test_a_number_of_repeats_that_cannot_be_is_refused(wrong):
     x, mask = features()
     with pytest.raises(ValueError, match=r"max_repeats = .* must be 2 or more"):
         small_model().generate(x, attention_mask=mask, max_repeats=wrong)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-1, 12)), st.lists(st.integers(-1, 12), min_size=1), st.integers(1, 3))
+def test_tokens_are_forbidden_as_transformers_forbids_them(always, at_first, length):
+    theirs = LogitsProcessorList(
+        [SuppressTokensLogitsProcessor(always), SuppressTokensAtBeginLogitsProcessor(at_first, begin_index=2)]
+    )
+    scores = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
+    before = scores.clone()
+    ids = torch.zeros(2, length, dtype=torch.long)
+    assert torch.equal(with_cheap_suppression(theirs)(ids, scores), theirs(ids, scores))
+    assert torch.equal(scores, before)
+
+
+def test_generation_forbids_tokens_the_cheap_way(talker):
+    settings = GenerationConfig(suppress_tokens=[5], begin_suppress_tokens=[6])
+    processors = talker._get_logits_processor(settings, input_ids_seq_length=1, logits_processor=LogitsProcessorList())
+    assert {type(processor).__module__ for processor in processors} == {EndWithAudio.__module__}

@@ -14,7 +14,15 @@ from .cache import make_cache
 from .chunks import Chunks, encoder_chunks
 from .configuration_entmax_asr import EntmaxAsrConfig
 from .ctc_generation import generate_with_ctc_alone, weight_of_ctc, with_ctc
-from .generation_inputs import NO_LIMIT, EndWithAudio, check_source, gathers_shards, most_tokens, no_circles
+from .generation_inputs import (
+    NO_LIMIT,
+    EndWithAudio,
+    check_source,
+    gathers_shards,
+    most_tokens,
+    no_circles,
+    with_cheap_suppression,
+)
 from .live_generation import check_live, generate_live
 from .pauses import PauseRule
 from .prompts import DETECT, likeliest_languages, prompt_ids
@@ -111,6 +119,9 @@ class EntmaxAsrGenerationMixin(PreTrainedModel, GenerationMixin):
         if isinstance(result, ModelOutput) and wants_boundaries and encoder_outputs is not None:
             result["boundaries"] = self._boundaries(result.sequences, encoder_outputs[0], kwargs.get("attention_mask"))
         return result
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        return with_cheap_suppression(super()._get_logits_processor(*args, **kwargs))  # type: ignore[misc]
 
     def _boundaries(self, sequences: Tensor, states: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """Of all returned sequences (N, 1 + U), for encoder states (B, S, C) and the mask (B, T) of frames."""
