@@ -173,3 +173,16 @@ def test_sizes_of_0_are_taken_by_both_forms(mode):
         torch.testing.assert_close(out, value.mean(2, keepdim=True).expand(1, 2, 3, 5))
         (gradient,) = torch.autograd.grad(out.sum(), value)
         torch.testing.assert_close(gradient, torch.full_like(value, 0.75))
+
+
+@pytest.mark.parametrize("alpha", [1.05, 1.1, 1.25, 1.4, 1.5, 1.7, 2.0])
+@pytest.mark.parametrize("keys", [2, 40, 300])
+@pytest.mark.parametrize("far", [-3e38, -1e20, -1e10, 3e6])
+def test_a_bias_far_from_zero_over_a_whole_row_changes_nothing(alpha, keys, far):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randint(-3, 4, (1, 2, n, 8), generator=generator).float() for n in (20, keys))
+    value = torch.randn(1, 2, keys, 8, generator=generator)
+    bias = torch.full((1, 1, 20, 1), far)
+    with kernels.use("eager"):
+        expected = entmax_attention(query, key, value, alpha, bias=bias, scale=0.25)
+    torch.testing.assert_close(entmax_attention(query, key, value, alpha, bias=bias, scale=0.25), expected)

@@ -5,10 +5,10 @@
 
 struct Group {
   int rows;            // at most W
-  float* scores[W];    // of row r: z, or packed
+  float* scores[W];    // of row r: z, then a = z − max z, which stay exact however large z is; all, or packed
   int* places[W];      // room for the places of packed ones
   int width;           // of a row, a multiple of W, −∞ where there is no key
-  int counts[W];       // of packed scores, or −1 where the row is not packed; 0 also where no key is allowed
+  int counts[W];       // of packed ones, or −1 where the row is not packed; 0 also where no key is allowed
   float top[W], t[W];  // of each row
 
   int length(int r) const { return counts[r] < 0 ? width : counts[r]; }
@@ -27,10 +27,10 @@ INLINE V halley_steps(V excess, V N, V M, float eps) {
 
 // The sums over a row with u^(1/ε) read off its bits: those of a float32 are about 2^23 (127 + log2 u). F is right to some
 // per cent.
-INLINE void rough_sums(const float* a, int n, int stride, float top, float t, float eps, float* sums) {
+INLINE void rough_sums(const float* a, int n, int stride, float t, float eps, float* sums) {
   const float power = 1.0f / eps, bits = 8388608.0f;
   // What the straight line between powers of two misses, in the mean: of log2 0.0573, of 2^x 0.0563.
-  const V scale = all(eps), shift = all(1.0f - eps * (t + top)), rise = all(power);
+  const V scale = all(eps), shift = all(1.0f - eps * t), rise = all(power);
   const V base = all(bits * ((1.0f - power) * 127.0f + power * 0.0573f - 0.0563f));
   V F = V{}, N = V{}, M = V{};
   for (int j = 0; j < n; j += stride * W) {
@@ -51,14 +51,14 @@ struct GroupSums {
   V M() const { return load(lane + 2 * W); }
 };
 
-// `lowest_bound` of every row, from 4 vectors of its scores.
+// `lowest_bound` of every row, from 4 vectors of its a.
 template <int M>
 static V lowest_bounds(const Group& g, const V (*part)[4]) {
   V t = V{};
   for (int step = 0; step < 3; step++) {
     GroupSums sums;
     for (int r = 0; r < g.rows; r++) {
-      const V shift = all(1.0f - (g.top[r] + t[r]) * (1.0f / M));
+      const V shift = all(1.0f - t[r] * (1.0f / M));
       V F = V{}, N = V{};
       for (int k = 0; k < 4; k++) {
         V u = larger(V{}, part[r][k] * (1.0f / M) + shift);
@@ -86,18 +86,22 @@ static float find_top(const float* z, int n, V part[4]) {
   return largest(larger(larger(best[0], best[1]), larger(best[2], best[3])));
 }
 
-// Packs the scores not below `lowest`, as a, in place, if they are few; returns how many, or −1.
+// Turns scores into a = z − top, in place, and packs those not below `lowest` if they are few; returns how many, or −1.
 static int pack_candidates(float* z, int* places, int n, float top, float lowest) {
   int count = 0;
-  const V least = all(top + lowest);
-  for (int j = 0; j < n; j += W) count += __builtin_popcount(not_below(load(z + j), least));
+  const V least = all(lowest);
+  for (int j = 0; j < n; j += W) {
+    V a = load(z + j) - top;
+    store(z + j, a);
+    count += __builtin_popcount(not_below(a, least));
+  }
   if (count > n - n / 3) return -1;
   I place = lanes();
   count = 0;
   for (int j = 0; j < n; j += W) {
-    V score = load(z + j);
-    unsigned bits = not_below(score, least);
-    store_packed(z + count, bits, score - top);  // never ahead of what is still to be read
+    V a = load(z + j);
+    unsigned bits = not_below(a, least);
+    store_packed(z + count, bits, a);  // never ahead of what is still to be read
     store_packed(places + count, bits, place);
     count += __builtin_popcount(bits);
     place += W;
@@ -110,6 +114,7 @@ static void find_supports(Group& g, float eps) {
   V part[W][4];
   for (int r = 0; r < g.rows; r++) {
     g.top[r] = find_top(g.scores[r], g.width, part[r]);
+    for (int k = 0; k < 4; k++) part[r][k] -= g.top[r];
     if (g.top[r] != -INF) continue;
     for (int j = 0; j < g.width; j++)
       if (g.scores[r][j] != g.scores[r][j]) g.top[r] = g.scores[r][j];
@@ -132,16 +137,15 @@ static void find_supports(Group& g, float eps) {
 static int finish_row(Group& g, int r, float eps, float* spare) {
   float *a = g.scores[r], t = g.t[r];
   const int n = g.length(r);
-  const float top = g.counts[r] < 0 ? g.top[r] : 0.0f;
   float by = 0.0f;
   for (int step = 0; step < 30; step++) {
-    const Sums s = sums_at<GENERAL, true>(a, n, 1, top, t, eps, spare);
+    const Sums s = sums_at<GENERAL, true>(a, n, 1, 0.0f, t, eps, spare);
     by = s.excess / s.N;
     if (!(s.excess > 1e-3f || s.excess < -1e-3f)) break;  // NaN ends it too
     t += halley_step(s, eps);
   }
   // The digits of t end before those of p: the last step is taken in p.
-  const V scale = all(eps), shift = all(1.0f - eps * (t + top));
+  const V scale = all(eps), shift = all(1.0f - eps * t);
   int kept = 0;
   for (int j = 0; j < n; j += W) {
     V p = load_part(spare + j, n - j, 0.0f);
@@ -171,12 +175,11 @@ static void weigh_group(Group& g, float eps, float* spare) {
     GroupSums sums;
     for (int r = 0; r < g.rows; r++) {
       const int n = g.length(r), stride = sampled && n >= 64 * W ? 4 : 1;
-      const float top = g.counts[r] < 0 ? g.top[r] : 0.0f;
       if (!n) continue;
       if (rough) {
-        rough_sums(g.scores[r], n, stride, top, g.t[r], eps, sums.of(r));
+        rough_sums(g.scores[r], n, stride, g.t[r], eps, sums.of(r));
       } else {
-        const Sums s = sums_at<GENERAL, false>(g.scores[r], n, stride, top, g.t[r], eps, nullptr);
+        const Sums s = sums_at<GENERAL, false>(g.scores[r], n, stride, 0.0f, g.t[r], eps, nullptr);
         sums.of(r)[0] = s.F(), sums.of(r)[W] = s.N, sums.of(r)[2 * W] = s.M;
       }
       const int vectors = (n + W - 1) / W;
