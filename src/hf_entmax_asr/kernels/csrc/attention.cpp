@@ -9,7 +9,8 @@ constexpr float DENSE_ABOVE = 0.5f;
 // Turns the scores of a block into weights. A row r with counts[r] >= 0 has so many, packed at the start of its scores,
 // with their places; with −1 its weights stand in place. Returns an upper bound of how many weights there are.
 template <Kind K>
-static int64_t weigh_block(const Head& head, Workspace& w, int rows, int columns, float* stats, int* counts) {
+static int64_t weigh_block(const Head& head, Workspace& w, const Block& spare, int rows, int columns, float* stats,
+                           int* counts) {
   int64_t total = 0;
   if (K == GENERAL && head.eps < 0.5f) {
     for (int first = 0; first < rows; first += W) {
@@ -17,7 +18,7 @@ static int64_t weigh_block(const Head& head, Workspace& w, int rows, int columns
       g.rows = rows - first < W ? rows - first : W;
       g.width = columns;
       for (int r = 0; r < g.rows; r++) g.scores[r] = w.scores.row(first + r), g.places[r] = w.places_of(first + r);
-      weigh_group(g, head.eps, w.spare);
+      weigh_group(g, head.eps, spare);
       for (int r = 0; r < g.rows; r++) {
         counts[first + r] = g.counts[r];
         total += g.length(r);
@@ -87,7 +88,7 @@ static void keep_rows(const Problem& p, const Workspace& w, int64_t first_row, i
   }
 }
 
-static void attend_block(const Head& head, Workspace& w, const Block& sums, int first, int rows) {
+static void attend_block(const Head& head, Workspace& w, const Block& sums, const Block& spare, int first, int rows) {
   const Problem& p = head.p;
   const int end = head.limit_of_block(first, rows);
   const int64_t first_row = p.row(head.b, head.h, first);
@@ -97,7 +98,7 @@ static void attend_block(const Head& head, Workspace& w, const Block& sums, int 
   const int columns = head.bring_scores(w, first, rows, end);
   int64_t total = 0;
   float* stats = p.stats ? p.stats + 2 * first_row : nullptr;
-#define CALL(K) total = weigh_block<K>(head, w, rows, columns, stats, counts)
+#define CALL(K) total = weigh_block<K>(head, w, spare, rows, columns, stats, counts)
   FOR_KIND(head.eps, CALL)
 #undef CALL
   const bool dense = total > DENSE_ABOVE * rows * columns && rows >= TILE_ROWS;
@@ -133,8 +134,10 @@ int attention_forward(const Problem* problem, int threads, Launch launch) {
   return !run_tasks(tasks, {threads, launch}, [&p](auto next) {
     Workspace w(p);
     const size_t sums_at = w.room.template reserve<float>(w.rows * w.value_width);
+    const size_t spare_at = w.room.template reserve<float>(W * w.stride);
     if (!w.open()) return false;
     const Block sums = {w.room.template at<float>(sums_at), w.value_width};
+    const Block spare = {w.room.template at<float>(spare_at), w.stride};
     const int blocks = (p.queries + w.rows - 1) / w.rows;
     for (int64_t task; (task = next()) >= 0;) {
       const int chunk = (int)(task % p.chunks), pair = (int)(task / p.chunks);
@@ -143,7 +146,7 @@ int attention_forward(const Problem* problem, int threads, Launch launch) {
       pack_transposed(w.keys, head.limit, p.width, w.turned);
       for (int64_t block = (int64_t)blocks * chunk / p.chunks; block < (int64_t)blocks * (chunk + 1) / p.chunks; block++) {
         const int first = (int)block * w.rows, left = p.queries - first;
-        attend_block(head, w, sums, first, left < w.rows ? left : w.rows);
+        attend_block(head, w, sums, spare, first, left < w.rows ? left : w.rows);
       }
     }
     return true;

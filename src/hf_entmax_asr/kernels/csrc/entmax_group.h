@@ -42,6 +42,24 @@ INLINE void rough_sums(const float* a, int n, int stride, float t, float eps, fl
   sums[0] = sum(F), sums[W] = sum(N), sums[2 * W] = sum(M);
 }
 
+// The same, F right to about 0.1 %: at the end of a step from there, few rows need another.
+INLINE void close_sums(const float* a, int n, float t, float eps, float* sums) {
+  const V scale = all(eps), shift = all(1.0f - eps * t), power = all(1.0f / eps);
+  V F = V{}, N = V{}, M = V{};
+  for (int j = 0; j < n; j += W) {
+    V u = larger(load_part(a + j, n - j, -INF) * scale + shift, all(1e-30f));
+    I k = exponent(u);
+    V f = u * two_to_minus(k) - 1.0f;
+    V log_u = f * (1.44176065f + f * (-0.72490417f + f * (0.51750938f + f * -0.3296296f)));
+    V y = (log_u + __builtin_convertvector(k, V)) * power, whole = nearest(larger(y, all(-126.0f))), rest = y - whole;
+    V p = 0.9999245f + rest * (0.69310532f + rest * (0.24263996f + rest * 0.05600585f));
+    p = y < -126.0f ? V{} : (V)((I)p + (__builtin_convertvector(whole, I) << 23));
+    V upside_down = rough_inverse(u), slope = p * upside_down;
+    F += p, N += slope, M += slope * upside_down;
+  }
+  sums[0] = sum(F), sums[W] = sum(N), sums[2 * W] = sum(M);
+}
+
 struct GroupSums {
   float lane[3 * W] = {};  // F or F − 1, N, M
 
@@ -133,24 +151,26 @@ static void find_supports(Group& g, float eps) {
   }
 }
 
-// The weights of row r from a t near the root, in place; returns how many are not 0 where the row is packed.
-static int finish_row(Group& g, int r, float eps, float* spare) {
+constexpr float CLOSE = 2e-3f;  // F − 1 from where the series of `finish_row` ends in the last digit of float32
+
+// The weights of row r in place, from those at t in `p`, with F − 1 and the step to the root; returns how many are not 0
+// where the row is packed.
+static int finish_row(Group& g, int r, float eps, float excess, float by, float* p) {
   float *a = g.scores[r], t = g.t[r];
   const int n = g.length(r);
-  float by = 0.0f;
-  for (int step = 0; step < 30; step++) {
-    const Sums s = sums_at<GENERAL, true>(a, n, 1, 0.0f, t, eps, spare);
-    by = s.excess / s.N;
-    if (!(s.excess > 1e-3f || s.excess < -1e-3f)) break;  // NaN ends it too
-    t += halley_step(s, eps);
+  for (int step = 0; step < 30 && (excess > CLOSE || excess < -CLOSE); step++) {  // NaN ends it too
+    t += by;
+    const Sums s = sums_at<GENERAL, true>(a, n, 1, 0.0f, t, eps, p);
+    excess = s.excess, by = halley_step(s, eps);
   }
-  // The digits of t end before those of p: the last step is taken in p.
-  const V scale = all(eps), shift = all(1.0f - eps * t);
+  // The digits of t end before those of p: the last step is taken in p, (1 − ε x)^(1/ε) for x = by/u.
+  const V scale = all(eps), shift = all(1.0f - eps * t), bend = all(0.5f * (1.0f - eps));
   int kept = 0;
   for (int j = 0; j < n; j += W) {
-    V p = load_part(spare + j, n - j, 0.0f);
-    V moved = p - by * p * rough_inverse(larger(load_part(a + j, n - j, -INF) * scale + shift, all(1e-30f)));
-    moved = moved < 0.0f ? V{} : moved;
+    V x = by * inverse_of(larger(load_part(a + j, n - j, -INF) * scale + shift, all(1e-30f)));
+    x = larger(x, all(-1.0f));  // where p is next to nothing
+    V moved = load_part(p + j, n - j, 0.0f) * (1.0f - x * (1.0f - bend * x));
+    moved = x >= 1.0f ? V{} : moved;
     if (g.counts[r] < 0) {
       store(a + j, moved);
       continue;
@@ -165,19 +185,21 @@ static int finish_row(Group& g, int r, float eps, float* spare) {
   return kept;
 }
 
-// Turns the scores of a group into weights: of packed rows those that are not 0, with their places, else in place.
-static void weigh_group(Group& g, float eps, float* spare) {
+// Turns the scores of a group into weights: of packed rows those that are not 0, with their places, else in place. `spare`
+// has room for all of them.
+static void weigh_group(Group& g, float eps, const Block& spare) {
   find_supports(g, eps);
+  const bool rough = eps >= 1.0f / 12;
   const V most = all(norm_step((float)g.width - 1.0f, eps));  // where the largest weight would be 1/n
-  for (int pass = 0; pass < 3; pass++) {
-    const bool rough = pass < 2 && eps >= 1.0f / 12, sampled = pass == 0;
-    if (pass == 1 && !rough) continue;
+  for (int pass = 0; pass < 2; pass++) {
     GroupSums sums;
     for (int r = 0; r < g.rows; r++) {
-      const int n = g.length(r), stride = sampled && n >= 64 * W ? 4 : 1;
+      const int n = g.length(r), stride = pass == 0 && n >= 64 * W ? 4 : 1;
       if (!n) continue;
-      if (rough) {
+      if (rough && pass == 0) {
         rough_sums(g.scores[r], n, stride, g.t[r], eps, sums.of(r));
+      } else if (rough) {
+        close_sums(g.scores[r], n, g.t[r], eps, sums.of(r));
       } else {
         const Sums s = sums_at<GENERAL, false>(g.scores[r], n, stride, 0.0f, g.t[r], eps, nullptr);
         sums.of(r)[0] = s.F(), sums.of(r)[W] = s.N, sums.of(r)[2 * W] = s.M;
@@ -190,8 +212,14 @@ static void weigh_group(Group& g, float eps, float* spare) {
     t = larger(t, V{});
     store(g.t, t < most ? t : most);
   }
+  GroupSums sums;
   for (int r = 0; r < g.rows; r++) {
-    const int kept = finish_row(g, r, eps, spare);
+    const Sums s = sums_at<GENERAL, true>(g.scores[r], g.length(r), 1, 0.0f, g.t[r], eps, spare.row(r));
+    sums.of(r)[0] = s.excess, sums.of(r)[W] = s.N, sums.of(r)[2 * W] = s.M;
+  }
+  const V excess = sums.F(), by = halley_steps(excess, sums.N(), sums.M(), eps);
+  for (int r = 0; r < g.rows; r++) {
+    const int kept = finish_row(g, r, eps, excess[r], by[r], spare.row(r));
     if (g.counts[r] > 0) g.counts[r] = kept;
     if (g.counts[r] == 0) g.t[r] = 0.0f;
   }
