@@ -45,6 +45,7 @@ from hf_entmax_asr.model.entmax_attention import entmax_attention
 from hf_entmax_asr.model.reading import hard_reading
 
 LONGEST = 40
+SMALL = 100  # scores up to here have digits enough in float32
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of the largest entry
 BORDER = 1e-5  # a weight up to here may be 0 in the other form; its gradient is then another one
 
@@ -135,9 +136,9 @@ def draw_attention(draw: Draw) -> Case:
     largest = [
         float(x.abs().nan_to_num(posinf=0.0).max()) if x is not None and x.numel() else 0.0 for x in (query, key, bias)
     ]
-    if largest[0] * largest[1] > 100 or largest[2] > 100:
+    if largest[0] * largest[1] > SMALL or largest[2] > SMALL:
         # In whole numbers and quarters, whatever the order of the sums.
-        query, key, scale = query.clamp(-1000, 1000).round(), key.clamp(-100, 100).round(), 0.25
+        query, key, scale = query.clamp(-1000, 1000).round(), key.clamp(-SMALL, SMALL).round(), 0.25
         bias = None if bias is None else bias.round()
     arguments = {
         "query": query,

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from .cache import make_cache
 from .generation_inputs import no_circles, tokens_of_frames
+from .layers import project
 from .monotonic import MonotonicAttention
 from .streaming import padded_in_front
 
@@ -259,7 +260,8 @@ def _take_alike(steps: Sequence[Step]) -> list[Tensor | None]:
     read = [writer.has_read() for writer in writers]
     if not any(read):
         return [None] * len(steps)
-    logits = model.lm_head(torch.cat([rows[:, -1] for rows, has_read in zip(states, read, strict=True) if has_read]))
+    last = [rows[:, -1] for rows, has_read in zip(states, read, strict=True) if has_read]
+    logits = project(model.lm_head, torch.cat(last))
     parts = iter(logits.split([writer.rows for writer, has_read in zip(writers, read, strict=True) if has_read]))
     return [next(parts) if has_read else None for has_read in read]
 

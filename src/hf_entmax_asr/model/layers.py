@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -107,3 +108,41 @@ def residual(hidden_states: Tensor, update: Tensor, rate: float, training: bool)
         limit = torch.finfo(torch.float16).max - 1000
         hidden_states = hidden_states.clamp(-limit, limit)
     return hidden_states
+
+
+FEW_ROWS = 8
+LARGE_MATRIX = 1 << 22  # numbers: 16 MiB, beyond the caches
+PARTS = 8
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, (..., C) -> (..., V): faster for few rows and a large vocabulary in float32 on a CPU.
+
+    For these F.linear reads the matrix several times over (MKL on an AMD EPYC, one row of Whisper tiny's 51,864 tokens:
+    9 ms; 5 rows: 14), while the product of its parts reads it once (3 and 8 ms). A layer that is more than a plain one
+    (quantised, adapted, sharded, hooked) is left to itself.
+    """
+    rows = x.shape[:-1].numel()
+    if (
+        not 0 < rows <= FEW_ROWS
+        or type(layer) is not nn.Linear
+        or type(layer.weight) is not nn.Parameter
+        or layer.weight.numel() < LARGE_MATRIX
+        or not layer.weight.is_cpu
+        or not x.dtype == layer.weight.dtype == torch.float32
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or "forward" in vars(layer)
+    ):
+        return layer(x)
+    weight, flat = layer.weight, x.reshape(rows, -1)
+    even = len(weight) // PARTS * PARTS
+    columns = flat.T.expand(PARTS, -1, -1)
+    parts = torch.bmm(weight[:even].view(PARTS, -1, weight.shape[1]), columns)  # (PARTS, V/PARTS, rows)
+    product = torch.cat([parts.reshape(even, rows).T, F.linear(flat, weight[even:])], -1)
+    if layer.bias is not None:
+        product += layer.bias
+    return product.view(*x.shape[:-1], -1)

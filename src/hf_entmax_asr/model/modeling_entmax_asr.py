@@ -23,7 +23,7 @@ from .encoder import EncoderLayer
 from .generation_entmax_asr import EntmaxAsrGenerationMixin, as_encoder_outputs
 from .generation_inputs import without_text_inputs
 from .head_penalties import reference_positions
-from .layers import Positions
+from .layers import Positions, project
 from .losses import recognition_losses, shrink_gates
 from .monotonic import MonotonicAttention
 from .outputs import EntmaxAsrDecoderOutput, EntmaxAsrModelOutput, EntmaxAsrSeq2SeqLMOutput
@@ -330,7 +330,7 @@ class EntmaxAsrForConditionalGeneration(EntmaxAsrPreTrainedModel, EntmaxAsrGener
         hidden_states = outputs.last_hidden_state
         if labels is not None:
             hidden_states = hidden_states[:, -labels.shape[1] :]  # without those of the prompt
-        logits = self.lm_head(hidden_states)
+        logits = project(self.lm_head, hidden_states)
         source_mask = self.position_mask(attention_mask)
         parts = {} if labels is None else self._losses(outputs, logits, labels, source_mask, num_items_in_batch)
         return EntmaxAsrSeq2SeqLMOutput.of_model(outputs, logits=logits, **parts)
