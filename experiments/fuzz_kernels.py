@@ -119,7 +119,7 @@ class Draw:
 
 
 def draw_entmax(draw: Draw) -> Case:
-    shape = [draw.size(5) for _ in range(draw.integer(0, 4))] + [draw.size(3 * LONGEST)]
+    shape = [draw.size(3) for _ in range(draw.integer(0, 4))] + [draw.size(3 * LONGEST)]
     dim = draw.integer(-len(shape), len(shape) - 1)
     alpha_shape = [1 if i == dim % len(shape) or draw.integer(0, 1) else n for i, n in enumerate(shape)]
     mask = draw.boolean(0.7, *shape[draw.integer(0, len(shape)) :]) if draw.integer(0, 1) else None
