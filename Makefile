@@ -15,7 +15,7 @@ demo: $(STAMP)  ## train a small recogniser on real speech (5 to 10 minutes on 2
 	$(RUN) scripts/demo.py --output demo_output
 
 .PHONY: pretrained
-pretrained: $(STAMP)  ## from Whisper tiny.en to a sparse, monotonic recogniser of free speech (about 30 minutes on 2 cores)
+pretrained: $(STAMP)  ## from Whisper tiny.en to a sparse, monotonic recogniser of free speech (12 to 20 minutes on 2 cores)
 	$(RUN) -m experiments.from_whisper.road --output pretrained_output
 
 .PHONY: table
