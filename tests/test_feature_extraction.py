@@ -348,6 +348,7 @@ def test_statistics_may_be_arrays():
         ({"cmvn_mean": [0.0] * 80, "cmvn_std": [float("inf")] * 80}, "cmvn_std must be 80 finite numbers"),
         ({"cmvn_mean": [0.0] * 80, "cmvn_std": [0.0] * 80}, "cmvn_std must be positive"),
         ({"padding_side": "left"}, "use 'right'"),
+        ({"return_attention_mask": 1e30}, "return_attention_mask is 1e\\+30; it must be true or false"),
         ({"padding_value": float("nan")}, "padding_value is nan"),
     ],
 )

@@ -63,6 +63,15 @@ def test_bad_recipe_values_are_refused_by_name(override, message):
         load_recipe(ROOT / "scripts" / "recipes" / "paper_base.yaml", [override])
 
 
+@pytest.mark.parametrize("number", ["2:30:00", "1:30.5"])
+def test_numbers_in_base_60_are_refused(tmp_path, number):
+    """YAML 1.1 has them; who writes 2:30:00 does not mean 9000 steps."""
+    file = tmp_path / "r.yaml"
+    file.write_text(f"schedule:\n  max_steps: {number}\n")
+    with pytest.raises(RecipeError, match=rf"line 2: {number} is a number in base 60; write it in base 10"):
+        load_recipe(file)
+
+
 def test_overrides_are_yaml_and_floats_need_no_dot(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text("optimizer: {peak_learning_rate: 2e-3}\nschedule: {max_steps: 5}\n")

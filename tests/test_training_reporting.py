@@ -22,7 +22,14 @@ def test_a_resumed_report_drops_what_lay_beyond_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"step": 1.5}', '{"step": 1, "alpha": {"a": ["x"]}}', '{"step": 1, "gate": 3}', "\x00"]
+    "line",
+    [
+        '{"step": 1.5}',
+        '{"step": 1, "alpha": {"a": ["x"]}}',
+        '{"step": 1, "alpha": {"a": [NaN]}}',
+        '{"step": 1, "gate": 3}',
+        "\x00",
+    ],
 )
 def test_a_damaged_history_is_named_with_its_line(tmp_path, line):
     history = tmp_path / "history.jsonl"

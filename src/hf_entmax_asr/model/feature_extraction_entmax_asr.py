@@ -171,6 +171,8 @@ class EntmaxAsrFeatureExtractor(SpeechFeatureExtractor):
                 f"version is {self.version!r}; this package knows 1 to {LATEST_VERSION}. Is the checkpoint of a later "
                 "package?"
             )
+        if self.return_attention_mask not in (True, False):
+            raise ValueError(f"return_attention_mask is {self.return_attention_mask!r}; it must be true or false.")
         if self.padding_side != "right":
             raise ValueError(f"padding_side is {self.padding_side!r}; the model reads time from the left: use 'right'.")
         if not math.isfinite(self.padding_value):

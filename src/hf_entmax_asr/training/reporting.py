@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -130,14 +131,16 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             numbers = [n for key in ("alpha", "gate") for row in record.get(key, {}).values() for n in row]
-            if type(record["step"]) is not int or not all(type(number) in (int, float) for number in numbers):
+            if type(record["step"]) is not int or not all(
+                type(n) in (int, float) and math.isfinite(n) for n in numbers
+            ):
                 raise TypeError
             records.append(record)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
                 raise CheckpointError(
-                    f"{path}, line {number}: not a JSON object with a step, and numbers under alpha and gate. Remove "
-                    "the line, or the file, which only pictures of the training need"
+                    f"{path}, line {number}: not a JSON object with a step, and finite numbers under alpha and gate. "
+                    "Remove the line, or the file, which only pictures of the training need"
                 ) from None
     return records
 

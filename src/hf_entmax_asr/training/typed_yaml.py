@@ -20,9 +20,9 @@ class RecipeError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number. A key that is there twice, of which
-    YAML takes the last without a word, is refused, and so are references (*name), of which a few lines can make
-    billions of values."""
+    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number. It reads 2:30:00 as a number in base 60,
+    9000; here it is refused. A key that is there twice, of which YAML takes the last without a word, is refused, and so
+    are references (*name), of which a few lines can make billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -38,6 +38,16 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: Any) -> Any:
+        if ":" in node.value:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {node.value} is a number in base 60; write it in base 10")
+        is_int = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _Loader.construct_number)
 
 LARGEST_RECIPE = 2**20  # bytes
 
