@@ -20,9 +20,9 @@ class RecipeError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number. It reads 2:30:00 as a number in base 60,
-    9000; here it is refused. A key that is there twice, of which YAML takes the last without a word, is refused, and so
-    are references (*name), of which a few lines can make billions of values."""
+    """YAML 1.1 reads 2e-3 as a string because it lacks a dot; here it is a number. It reads 2:30:00 as one in base 60;
+    here that is refused. A key that is there twice, of which YAML takes the last without a word, is refused, and so are
+    references (*name), of which a few lines can make billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
