@@ -44,10 +44,16 @@ def read_texts(sources: list[Path], split: str, corpus: str) -> list[str]:
     texts: list[str] = []
     for source in sources:
         if source.is_dir():
-            texts += read_split(str(source), split, corpus)["text"]
-        else:
-            texts += read_text(source).split("\n")
-    return [text for text in texts if text.strip()]
+            texts += [text for text in read_split(str(source), split, corpus)["text"] if text.strip()]
+            continue
+        lines = read_text(source).split("\n")
+        if broken := [number for number, line in enumerate(lines, 1) if "\0" in line]:
+            raise InputFileError(f"{source}, line {broken[0]}: holds zero bytes, which no text does")
+        lines = [line for line in lines if line.strip()]
+        if not lines:
+            raise InputFileError(f"{source} holds no text")
+        texts += lines
+    return texts
 
 
 @reports_errors("train_lm.py")

@@ -137,9 +137,14 @@ def test_train_lm_takes_text_and_data(call, tones, tmp_path):
         (["--split", "dev"], "has no split 'dev'"),
         (["--order", "9"], "order is 9"),
         (["--test", "missing.txt"], "missing.txt"),
+        (["--test", "blank.txt"], "blank.txt holds no text"),
+        (["--test", "zeros.txt"], "zeros.txt, line 2: holds zero bytes"),
     ],
 )
-def test_train_lm_names_what_is_wrong(call, tones, tmp_path, arguments, message):
+def test_train_lm_names_what_is_wrong(call, tones, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blank.txt").write_text(" \n\t\n")
+    (tmp_path / "zeros.txt").write_bytes(b"one\ntw\0\n")
     status, out, error = call("train_lm", tones, "--output", tmp_path / "lm.arpa", *arguments)
     assert (status, out) == (1, "")
     assert message in error
