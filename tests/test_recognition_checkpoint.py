@@ -129,6 +129,7 @@ def test_weights_that_are_not_those_of_the_model_are_refused(copy):
         (lambda t: t.update({name: t[name].to(torch.int64)}), f"{name} holds numbers of type I64"),
         (lambda t: t[name].fill_(float("nan")), f"{name} holds NaN or infinite"),
         (lambda t: t[name].fill_(float("inf")), f"{name} holds NaN or infinite"),
+        (lambda t: t[name].fill_(-1e30), f"{name} reaches 1e+30; no weight is above 1e+06"),
     ):
         (copy / "model.safetensors").write_bytes(whole)
         change_weights(copy, change)

@@ -29,6 +29,7 @@ _SWITCHES = (
 )
 _OR_BESIDE = " (or tokenizer_config.json beside it)"  # of which transformers does not say where a fault stands
 _NAMES_SHOWN = 3
+LARGEST_WEIGHT = 1e6  # far above what any training comes to
 
 
 class CheckpointError(RuntimeError):
@@ -81,8 +82,12 @@ def check_recogniser(model: Any, processor: Any, folder: Path) -> None:
         raise CheckpointError(f"{folder / file}: {what}")
 
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not tensor.isfinite().all():
             refuse(SAFE_WEIGHTS_NAME, f"{name} holds NaN or infinite numbers")
+        if (largest := tensor.abs().max().item()) > LARGEST_WEIGHT:
+            refuse(SAFE_WEIGHTS_NAME, f"{name} reaches {largest:.3g}; no weight is above {LARGEST_WEIGHT:.0e}")
     if not isinstance(extractor, SpeechFeatureExtractor):
         refuse(PROCESSOR, f"its feature extractor is a {type(extractor).__name__}, not one of this package")
     if extractor.feature_size != config.num_mel_bins:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,11 +108,11 @@ def _check_counters(state: TrainingState) -> None:
         value = getattr(state, each.name)
         kinds = _KINDS.get(each.type, (dict,))
         if type(value) not in kinds or (int in kinds and not 0 <= value < math.inf):
-            raise ValueError(f"{each.name} is {value!r}")
+            raise ValueError(f"{each.name} is {reprlib.repr(value)}")
     for name in ("scores", "tolerances"):
         for step, value in getattr(state, name).items():
             if type(value) not in (int, float) or not value >= 0:
-                raise ValueError(f"{name} of step {step} is {value!r}, and must be a number of at least 0")
+                raise ValueError(f"{name} of step {step} is {reprlib.repr(value)}, and must be a number of at least 0")
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
