@@ -62,7 +62,7 @@ def parse_text(path: Path) -> None:
 
 
 LISTED = ("listed twice",)
-SECTIONS = (*RECIPE, "data", "section", "optimizer", "tokenizer", "augmentation")
+SECTIONS = (*RECIPE, "data", "section", "optimizer", "tokenizer", "augmentation", "seed")
 NO_WORDS = "so there are no times to measure"  # a model of one step recognises none right
 CPU = ("--device", "cpu")
 TRANSCRIBE = ("transcribe", "@checkpoint", "@speech.wav", *CPU)
@@ -73,6 +73,7 @@ STEP = "run/checkpoints/step-00000001"
 NOT_READ = (
     *("transformers_version", "architectures", "_from_model_config", "dtype", "torch_dtype", "auto_map"),
     *("backend", "is_local", "local_files_only", "model_input_names", "tokenizer_class", "model_max_length"),
+    "init_std",
 )
 # Of Whisper's extractor, the sampling rate, the window and the hop are compared with what `kind="whisper"` computes.
 NOT_OF_WHISPER = (
