@@ -223,6 +223,7 @@ def test_a_list_that_is_not_what_it_seems_is_refused_with_its_line(tmp_path, con
         ('{"file_name": "a.wav", "text": ["x"]}\n', r"line 1: text is \['x'\]; it must be text"),
         ('{"file_name": "a.wav", "text": "x"}\n{"text": "y"}\n', "line 2: no column file_name"),
         ("[" * 100_000, "line 1: no JSON"),
+        ('{"file_name": "a.wav", "text": "x", "speaker": "\\ud800"}\n', "speaker is '.ud800', half of a character"),
     ],
 )
 def test_json_lines_that_are_none_are_refused_with_their_line(tmp_path, content, said):

@@ -61,7 +61,7 @@ def parse_text(path: Path) -> None:
     path.read_text(encoding="utf-8")
 
 
-LISTED = ("listed twice",)
+LISTED = ("listed twice", "with an empty text")
 SECTIONS = (*RECIPE, "data", "section", "optimizer", "tokenizer", "augmentation", "seed")
 NO_WORDS = "so there are no times to measure"  # a model of one step recognises none right
 CPU = ("--device", "cpu")

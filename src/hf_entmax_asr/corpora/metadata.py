@@ -61,6 +61,8 @@ def read_metadata(file: Path, text_column: str | None = None) -> list[Entry]:
         for name, value in zip((NAME_COLUMN, text_name, "speaker"), values, strict=True):
             if value is not None and not isinstance(value, (str, int)):
                 raise MetadataError(f"{file}, line {line}: {name} is {value!r}; it must be text")
+            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                raise MetadataError(f"{file}, line {line}: {name} is {value!a}, half of a character; it must be text")
             if isinstance(value, str) and ("\n" in value or "\r" in value):
                 raise MetadataError(
                     f"{file}, line {line}: the {name} that begins here goes over several lines; is a quotation mark "
