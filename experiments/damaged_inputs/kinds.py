@@ -247,7 +247,7 @@ def _audio_kinds() -> list[Kind]:
         *kinds,
         Kind("wav file (stream)", "speech.wav", stream, of("wav")),
         Kind("wav file (evaluate)", "corpus/test/001.wav", EVALUATE, of("wav")),
-        Kind("wav file (train)", "corpus/train/001.wav", start, of("wav")),
+        Kind("wav file (train)", "corpus/train/001.wav", start, of("wav"), names=("data.bad_utterances=drop",)),
     ]
 
 
