@@ -1,6 +1,6 @@
 """Single utterances to look at and to listen to, for the report of an analysis."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,19 @@ from hf_entmax_asr.analysis.report import Example
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.evaluation import decoding_as, is_monotonic
+
+
+def written_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Names of tokens (U,), written as this package's tokenizers do, whatever the tokenizer: "▁" where a word begins,
+    "</s>" the end, "<s>" another special token. Byte-level ones (Whisper's) write Ġ for a space and bytes for letters."""
+    names: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    if "Ġ" not in tokenizer.get_vocab():
+        return names
+    special = dict.fromkeys(tokenizer.get_added_vocab().values(), "<s>") | {tokenizer.eos_token_id: "</s>"}
+    return [
+        special.get(id_) or "▁" * name.startswith("Ġ") + tokenizer.decode([id_]).strip()
+        for id_, name in zip(ids, names, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -46,7 +59,7 @@ def example_of(model: Any, processor: Any, row: Mapping[str, Any], head: tuple[i
         features=batch["input_features"][0],
         maps=[weights[0].cpu() for weights in maps],
         alphas=[alphas[name].cpu() for name in names] if names[0] in alphas else None,
-        tokens=processor.tokenizer.convert_ids_to_tokens(sequences[0, 1:].tolist()),
+        tokens=written_tokens(processor.tokenizer, sequences[0, 1:].tolist()),
         boundaries=[layer[0].cpu() for layer in boundaries] if boundaries else None,
         head=(first, 0) if head is None else head,
         first_layer=first,

@@ -19,7 +19,7 @@ TALLEST_STACK = 8  # characters written above one position, if each token is one
 WIDEST_INCHES = 44.0  # 2.6 a second, less for recordings longer than 17 s
 LONGEST_PIECES = 24  # characters of the tokens written above one position, if they are longer
 TOKEN_WIDTH = 0.09  # inches; boundaries nearer than this share a stack
-SYMBOLS = {"▁": "␣", "</s>": "∎", "<unk>": "?"}
+SYMBOLS = {"▁": "␣", "</s>": "∎", "<unk>": "?", "<s>": ""}
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
 
 
