@@ -13,7 +13,7 @@ from hf_entmax_asr.recognition.evaluation import decoding_as, is_monotonic
 
 def written_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Names of tokens (U,), written as this package's tokenizers do, whatever the tokenizer: "▁" where a word begins,
-    "</s>" the end, "<s>" another special token. Byte-level ones (Whisper's) write Ġ for a space and bytes for letters."""
+    "</s>" the end, "<s>" another special token. Whisper's, of bytes, write Ġ for a space and bytes for letters."""
     names: list[str] = tokenizer.convert_ids_to_tokens(ids)
     if "Ġ" not in tokenizer.get_vocab():
         return names
