@@ -44,15 +44,13 @@ def read_texts(sources: list[Path], split: str, corpus: str) -> list[str]:
     texts: list[str] = []
     for source in sources:
         if source.is_dir():
-            texts += [text for text in read_split(str(source), split, corpus)["text"] if text.strip()]
-            continue
-        lines = read_text(source).split("\n")
-        if broken := [number for number, line in enumerate(lines, 1) if "\0" in line]:
-            raise InputFileError(f"{source}, line {broken[0]}: holds zero bytes, which no text does")
-        lines = [line for line in lines if line.strip()]
-        if not lines:
+            found = read_split(str(source), split, corpus)["text"]
+        else:
+            found = read_text(source).split("\n")
+        found = [text for text in found if text.strip()]
+        if not found:
             raise InputFileError(f"{source} holds no text")
-        texts += lines
+        texts += found
     return texts
 
 

@@ -42,14 +42,18 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        InputFileError: it is no regular file, or not UTF-8.
+        InputFileError: it is no regular file, not UTF-8, or holds zero bytes.
         OSError: it cannot be read.
     """
     check_regular(path)
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputFileError(f"{path} is not UTF-8, convert it: {error}") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputFileError(f"{path}, line {line}: holds zero bytes, which no text does")
+    return text
 
 
 def read_json(path: Path) -> Any:

@@ -7,7 +7,7 @@ becomes ``<unk>``. ``decode(encode(text), skip_special_tokens=True)`` gives the 
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +19,12 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BOS, EOS, UNK = SPECIAL_TOKENS
 WORD_BOUNDARY = "▁"
 SMALLEST_PAIR_COUNT = 2  # a pair of pieces that is seen once is not worth a token
+
+
+def writes_bytes(tokenizer: Any) -> bool:
+    """Whether tokens stand for bytes, each as one printable character (GPT-2, Whisper): Ġ is a space there."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 def train_tokenizer(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from hf_entmax_asr.input_files import InputFileError, check_regular
 CSV, JSONL = "metadata.csv", "metadata.jsonl"
 NAME_COLUMN = "file_name"
 TEXT_COLUMNS = ("text", "transcription", "sentence")  # the first that is there holds the text
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can name one, UTF-8 cannot write it
 LONGEST_FIELD = 131_072  # characters; csv's own limit, said here in a message that helps
 
 
@@ -61,7 +63,7 @@ def read_metadata(file: Path, text_column: str | None = None) -> list[Entry]:
         for name, value in zip((NAME_COLUMN, text_name, "speaker"), values, strict=True):
             if value is not None and not isinstance(value, (str, int)):
                 raise MetadataError(f"{file}, line {line}: {name} is {value!r}; it must be text")
-            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            if isinstance(value, str) and _HALF.search(value):
                 raise MetadataError(f"{file}, line {line}: {name} is {value!a}, half of a character; it must be text")
             if isinstance(value, str) and ("\n" in value or "\r" in value):
                 raise MetadataError(

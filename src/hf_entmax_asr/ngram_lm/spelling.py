@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_entmax_asr.ngram_lm.scoring import LanguageModelError, NgramModel, State
-from hf_entmax_asr.tokenization import WORD_BOUNDARY
+from hf_entmax_asr.tokenization import WORD_BOUNDARY, writes_bytes
 
 FOREIGN = "\N{REPLACEMENT CHARACTER}"  # what <unk> and bytes that are no text spell: a character that no word has
 VALUES_KEPT = 20_000_000  # of all vectors of a cache together
@@ -57,7 +57,7 @@ class Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.end = int(tokenizer.eos_token_id)
-        self.in_bytes = b'"ByteLevel"' in tokenizer.backend_tokenizer.decoder.__getstate__()
+        self.in_bytes = writes_bytes(tokenizer)
         boundary = " " if self.in_bytes else WORD_BOUNDARY
         silent = {tokenizer.pad_token_id, tokenizer.bos_token_id, self.end}
         if self.in_bytes:

@@ -9,13 +9,14 @@ from hf_entmax_asr.analysis.report import Example
 from hf_entmax_asr.audio import read_audio
 from hf_entmax_asr.recognition.collating import SpeechSeq2SeqCollator
 from hf_entmax_asr.recognition.evaluation import decoding_as, is_monotonic
+from hf_entmax_asr.tokenization import writes_bytes
 
 
 def written_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Names of tokens (U,), written as this package's tokenizers do, whatever the tokenizer: "▁" where a word begins,
     "</s>" the end, "<s>" another special token. Whisper's, of bytes, write Ġ for a space and bytes for letters."""
     names: list[str] = tokenizer.convert_ids_to_tokens(ids)
-    if "Ġ" not in tokenizer.get_vocab():
+    if not writes_bytes(tokenizer):
         return names
     special = dict.fromkeys(tokenizer.get_added_vocab().values(), "<s>") | {tokenizer.eos_token_id: "</s>"}
     return [
